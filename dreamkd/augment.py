@@ -84,9 +84,7 @@ def roll(images: Tensor, offsets: Roll) -> Tensor:
     return permuted
 
 
-def random_crop(
-    images: Tensor, *, padding: int, flip: bool, generator: Generator | None
-) -> Tensor:
+def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generator | None) -> Tensor:
     """Pad with the mirrored border, crop back to size at a random place, mirror half of the images.
 
     The usual augmentation of 32-pixel classifiers; no gradient is needed through it.

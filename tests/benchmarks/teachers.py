@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--train", help="data specification of the training images")
     parser.add_argument("--test", help="data specification of the test images")
     parser.add_argument("--out", type=Path, default=BUNDLED, help="folder of the result")
-    parser.add_argument("--state", type=Path, default=Path("runs/teachers"), help="folder to resume from")
+    parser.add_argument(
+        "--state", type=Path, default=Path("runs/teachers"), help="folder to resume from"
+    )
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.teacher]
     how = data.Preprocessing(input_size=recipe.input_size)

@@ -1,0 +1,152 @@
+"""Batch-norm layers of any network, and the statistics of what flows into them.
+
+A layer counts when it holds running statistics, whatever its class: BatchNorm1d/2d/3d,
+SyncBatchNorm, timm's BatchNormAct2d, torchvision's and timm's frozen kinds. InstanceNorm keeps its
+statistics per image and is left out.
+
+Statistics are taken at the *input* of a layer: fused activations make its output useless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with running statistics."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def kind(self) -> str:
+        """Class name of the module."""
+        return type(self.module).__name__
+
+    @property
+    def running_mean(self) -> Tensor:
+        """Stored mean, (C,) (seed Eq. 5)."""
+        mean = self.module.running_mean
+        assert isinstance(mean, Tensor)
+        return mean
+
+    @property
+    def running_var(self) -> Tensor:
+        """Stored variance, (C,) (seed Eq. 6)."""
+        var = self.module.running_var
+        assert isinstance(var, Tensor)
+        return var
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C."""
+        return self.running_mean.numel()
+
+
+class Call(NamedTuple):
+    """One call of a layer during a forward pass; `shape` is its input's, (B, C, ...)."""
+
+    layer: Layer
+    shape: tuple[int, ...]
+
+
+class Statistics(NamedTuple):
+    """Batch statistics at the input of one layer beside the stored ones, each (C,), float32."""
+
+    mean: Tensor
+    var: Tensor  # biased
+    running_mean: Tensor
+    running_var: Tensor
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """Every layer that holds running statistics, in order of definition, each module once."""
+    return [Layer(name, module) for name, module in model.named_modules() if _holds(module)]
+
+
+def _holds(module: nn.Module) -> bool:
+    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+        return False
+    return mean.ndim == 1 and mean.shape == var.shape and not isinstance(module, _InstanceNorm)
+
+
+def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
+    """Run `inputs` (B, C, H, W) once and list the calls of batch-norm layers in execution order."""
+    calls: list[Call] = []
+    handles = []
+    try:
+        for layer in layers(model):
+
+            def record(_: nn.Module, args: tuple[Tensor, ...], layer: Layer = layer) -> None:
+                calls.append(Call(layer, tuple(args[0].shape)))
+
+            handles.append(layer.module.register_forward_pre_hook(record))
+        with torch.inference_mode():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Statistics:
+    """Mean and biased variance per channel of `x` (B, C, ...), in one pass over the data.
+
+        mean = E[x],  var = E[(x - m)^2] - (E[x] - m)^2,  m = running_mean
+
+    The shift by m keeps float32 exact where the mean is many standard deviations from zero; `x` may
+    be of lower precision and is never copied to float32 once compiled.
+    """
+    dims = [d for d in range(x.ndim) if d != 1]
+    shift = running_mean.float().view(-1, *[1] * (x.ndim - 2))
+    centred = x.float() - shift
+    offset = centred.mean(dims)
+    var = (centred.square().mean(dims) - offset.square()).clamp_min(0)
+    return Statistics(offset + running_mean.float(), var, running_mean.float(), running_var.float())
+
+
+class Watch:
+    """Collects one `Statistics` per batch-norm call since the last `take`."""
+
+    def __init__(self) -> None:
+        self._calls: list[Statistics] = []
+
+    def take(self) -> list[Statistics]:
+        """The statistics since the last `take`, in execution order; empties the list."""
+        calls, self._calls = self._calls, []
+        return calls
+
+    def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        mean, var = module.running_mean, module.running_var
+        self._calls.append(statistics(args[0], mean, var))  # type: ignore[arg-type]
+
+
+@contextmanager
+def watch(model: nn.Module) -> Iterator[Watch]:
+    """Watch every batch-norm call of `model` while the block lasts.
+
+    Enter before compiling: the hooks then are part of the graph. They are removed when the block
+    ends, also by an exception.
+
+        with watch(model) as watched:
+            logits = model(inputs)
+            stats = watched.take()
+    """
+    watched = Watch()
+    handles = []
+    try:
+        for layer in layers(model):
+            handles.append(layer.module.register_forward_pre_hook(watched._record))
+        yield watched
+    finally:
+        for handle in handles:
+            handle.remove()

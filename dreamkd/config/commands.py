@@ -1,0 +1,389 @@
+"""The settings of each command. Their order is the order of the help page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dreamkd.config.options import option
+from dreamkd.config.presets import PRESETS
+from dreamkd.errors import ConfigError
+
+_MODEL, _IMAGES, _LOSS = "Model", "Images", "Image loss"
+_STUDENT, _DATA, _RUN = "Student", "Data", "Run"
+_BY_PRESET = "by preset and input size"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """How the model (in `distill`: the teacher) is built, where its file does not say."""
+
+    arch: str | None = option(
+        None,
+        group=_MODEL,
+        help="architecture of a checkpoint that does not name its own and fits several",
+    )
+    num_classes: int | None = option(
+        None, group=_MODEL, minimum=1, help="number of classes, else from the weights"
+    )
+    input_size: tuple[int, ...] = option(
+        (), group=_MODEL, minimum=1, help="H, or C,H,W, in pixels, else the model's own"
+    )
+    mean: tuple[float, ...] = option(
+        (), group=_MODEL, help="normalisation mean per channel in [0,1], else the model's own"
+    )
+    std: tuple[float, ...] = option(
+        (), group=_MODEL, above=0, help="normalisation std per channel, else the model's own"
+    )
+    trust_pickle: bool = option(
+        False,
+        group=_MODEL,
+        help="load full pickles, which can run any code: only for files you made yourself",
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        if len(self.input_size) not in (0, 1, 3):
+            raise ConfigError("--input-size: give H, or C,H,W")
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `dreamkd.models.load`; what was not given is None."""
+        return {
+            "arch": self.arch,
+            "num_classes": self.num_classes,
+            "input_size": self.input_size or None,
+            "mean": self.mean or None,
+            "std": self.std or None,
+            "trust_pickle": self.trust_pickle,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What is printed."""
+
+    json: bool = option(
+        False, group=_RUN, identity=False, help="print the result as one JSON document on stdout"
+    )
+    quiet: bool = option(
+        False, group=_RUN, identity=False, help="print nothing on stderr but errors"
+    )
+    verbose: bool = option(
+        False, group=_RUN, identity=False, help="also print the settings of the run, one per line"
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        if self.quiet and self.verbose:
+            raise ConfigError("--quiet and --verbose exclude each other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where and how the work is computed."""
+
+    device: str = option("auto", group=_RUN, help="auto, cpu, cuda or cuda:N")
+    precision: str = option(
+        "auto",
+        group=_RUN,
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of matrix products; auto is bf16 where the hardware has it, else fp32",
+    )
+    threads: int | str = option(
+        "auto",
+        group=_RUN,
+        minimum=1,
+        maximum=1024,
+        auto="as many as there are cores",
+        help="CPU threads",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedConfig:
+    """What makes random draws repeatable, and the compiler that long work wants."""
+
+    seed: int = option(
+        0, group=_RUN, minimum=0, maximum=2**63 - 1, help="seed of every random draw"
+    )
+    compile: str = option(
+        "auto",
+        group=_RUN,
+        choices=("auto", "on", "off"),
+        help="torch.compile the step; auto compiles where the job is long enough to earn it back",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How one batch of images is synthesised. `auto` follows from the preset and the input size."""
+
+    preset: str = option(
+        "fast",
+        group=_IMAGES,
+        choices=tuple(PRESETS),
+        help="where every auto below comes from: ours, or the settings the authors released",
+    )
+    image_steps: int | str = option(
+        "auto", group=_IMAGES, minimum=1, auto=_BY_PRESET, help="optimisation steps per batch"
+    )
+    image_batch_size: int | str = option(
+        "auto", group=_IMAGES, minimum=2, auto=_BY_PRESET, help="largest number of images per batch"
+    )
+    image_lr: float | str = option(
+        "auto", group=_IMAGES, above=0, auto=_BY_PRESET, help="Adam's rate, in normalised units"
+    )
+    image_beta1: float | str = option(
+        "auto", group=_IMAGES, minimum=0, maximum=0.9999, auto=_BY_PRESET, help="Adam's beta 1"
+    )
+    image_beta2: float | str = option(
+        "auto", group=_IMAGES, minimum=0, maximum=0.99999, auto=_BY_PRESET, help="Adam's beta 2"
+    )
+    image_schedule: str = option(
+        "auto",
+        group=_IMAGES,
+        choices=("auto", "cosine", "constant"),
+        help="of the rate, after the warm-up",
+    )
+    image_warmup: int | str = option(
+        "auto",
+        group=_IMAGES,
+        minimum=0,
+        auto=_BY_PRESET,
+        help="steps in which the rate rises linearly",
+    )
+    jitter: int | str = option(
+        "auto", group=_IMAGES, minimum=0, auto=_BY_PRESET, help="largest shift per step, in pixels"
+    )
+    flip: str = option(
+        "auto",
+        group=_IMAGES,
+        choices=("auto", "on", "off"),
+        help="mirror half of the views; auto never mirrors grey images (digits, letters)",
+    )
+    clip: str = option(
+        "auto",
+        group=_IMAGES,
+        choices=("auto", "on", "off"),
+        help="keep pixels legal after each step",
+    )
+    ce: float | str = option(
+        "auto", group=_LOSS, minimum=0, auto=_BY_PRESET, help="weight of the classification loss L"
+    )
+    r_feature: float | str = option(
+        "auto",
+        group=_LOSS,
+        minimum=0,
+        auto=_BY_PRESET,
+        symbol="alpha_f",
+        help="weight of R_feature, the batch-norm statistics",
+    )
+    first_bn: float | str = option(
+        "auto",
+        group=_LOSS,
+        minimum=0,
+        auto=_BY_PRESET,
+        help="multiplier of the first batch-norm layer in R_feature",
+    )
+    tv_l1: float | str = option(
+        "auto", group=_LOSS, minimum=0, auto=_BY_PRESET, help="weight of the total variation, l1"
+    )
+    tv_l2: float | str = option(
+        "auto",
+        group=_LOSS,
+        minimum=0,
+        auto=_BY_PRESET,
+        symbol="alpha_tv",
+        help="weight of the total variation, l2",
+    )
+    l2: float | str = option(
+        "auto",
+        group=_LOSS,
+        minimum=0,
+        auto=_BY_PRESET,
+        symbol="alpha_l2",
+        help="weight of the norm",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(ModelConfig, OutputConfig):
+    """List the batch-norm layers of a model and say whether it can be inverted."""
+
+    model: str = option(
+        group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
+    )
+    no_pretrained: bool = option(
+        False, group=_MODEL, help="look at the architecture alone, without weights or download"
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        _check_bases(InspectConfig, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
+    """Measure a model on labelled images: top-1, top-5, loss, agreement with a teacher."""
+
+    model: str = option(
+        group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
+    )
+    data: str = option(
+        group=_DATA,
+        help="folder of class folders, tar(s) of them, WebDataset tars, run folder, "
+        "torchvision:NAME:ROOT[:test|train] or sklearn:digits[:test|train]",
+    )
+    teacher: str | None = option(
+        None, group=_MODEL, help="second model, whose top-1 predictions are compared"
+    )
+    interpolation: str | None = option(
+        None,
+        group=_DATA,
+        choices=("nearest", "bilinear", "bicubic"),
+        help="of the resize, else the model's own",
+    )
+    crop_pct: float | None = option(
+        None,
+        group=_DATA,
+        above=0,
+        maximum=1,
+        help="size / resized short side, else the model's own",
+    )
+    batch_size: int = option(256, group=_DATA, minimum=1, identity=False, help="images at once")
+    per_class: bool = option(False, group=_DATA, identity=False, help="add a table of each class")
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        _check_bases(EvalConfig, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputConfig):
+    """Turn a trained classifier into images (DeepDream, DeepInversion)."""
+
+    model: str = option(
+        group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
+    )
+    method: str = option(
+        "deepinversion",
+        group=_IMAGES,
+        choices=("deepdream", "deepinversion"),
+        help="Eq. 2 (no statistics) or Eq. 7",
+    )
+    classes: str = option(
+        "all", group=_IMAGES, help="all, numbers and ranges (0-9,15) or class names"
+    )
+    per_class: int = option(
+        10,
+        group=_IMAGES,
+        minimum=1,
+        identity=False,
+        help="images of each class; raising it later keeps what is there",
+    )
+    verifier: tuple[str, ...] = option(
+        (),
+        group=_IMAGES,
+        help="independent model(s), comma-separated, whose agreement with the labels is recorded",
+    )
+    verifier_mean: tuple[float, ...] = option(
+        (), group=_IMAGES, help="normalisation mean of verifiers whose file does not hold it"
+    )
+    verifier_std: tuple[float, ...] = option(
+        (),
+        group=_IMAGES,
+        above=0,
+        help="normalisation std of verifiers whose file does not hold it",
+    )
+    out: str | None = option(
+        None, group=_RUN, identity=False, help="run folder; else runs/invert-MODEL-N, N counting up"
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        _check_bases(InvertConfig, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputConfig):
+    """Train a student from a teacher without the teacher's data."""
+
+    teacher: str = option(
+        group=_MODEL, help="torchvision or timm name, bundled teacher, or checkpoint"
+    )
+    student: str = option(
+        group=_MODEL, help="name of the student's architecture, trained from scratch"
+    )
+    data: str | None = option(
+        None, group=_DATA, help="train on these shards instead of synthesising (recipe offline)"
+    )
+    eval_data: str | None = option(
+        None,
+        group=_DATA,
+        help="labelled images to measure teacher and student on; they train nothing",
+    )
+    noise_baseline: str = option(
+        "auto",
+        group=_DATA,
+        choices=("auto", "on", "off"),
+        help="train the same student on noise for the same steps; auto: with --eval-data, "
+        "for inputs of up to 64 px",
+    )
+    first_batches: int = option(
+        4, group=_IMAGES, minimum=1, help="image batches before the competition begins"
+    )
+    rounds: int = option(
+        12, group=_IMAGES, minimum=0, help="further batches, each against the student of its time"
+    )
+    competition: float = option(
+        1.0,
+        group=_LOSS,
+        minimum=0,
+        symbol="alpha_c",
+        help="weight of R_c = 1 - JS(teacher, student)",
+    )
+    competition_temperature: float = option(
+        1.0, group=_LOSS, above=0, symbol="tau_c", help="of both softmaxes in R_c; Eq. 8 has 1"
+    )
+    steps: int = option(2000, group=_STUDENT, minimum=1, help="student steps in all")
+    batch_size: int = option(128, group=_STUDENT, minimum=2, help="images per student step")
+    lr: float = option(0.1, group=_STUDENT, above=0, help="SGD's peak rate, cosine to zero")
+    momentum: float = option(
+        0.9, group=_STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
+    )
+    weight_decay: float = option(
+        5e-4, group=_STUDENT, minimum=0, help="of weights, not of biases or batch norm"
+    )
+    warmup: int = option(
+        100, group=_STUDENT, minimum=0, help="student steps in which the rate rises linearly"
+    )
+    temperature: float = option(
+        4.0, group=_STUDENT, above=0, symbol="tau", help="of the distillation; loss times tau^2"
+    )
+    out: str | None = option(
+        None,
+        group=_RUN,
+        identity=False,
+        help="run folder; else runs/distill-TEACHER-N, N counting up",
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        _check_bases(DistillConfig, self)
+        if self.warmup >= self.steps:
+            raise ConfigError(f"--warmup: {self.warmup} must be below --steps {self.steps}")
+
+
+def _check_bases(config: type, instance: Any) -> None:
+    for base in config.__mro__[1:]:
+        if "check" in vars(base):
+            base.check(instance)
+
+
+#: Command -> its settings; the command line and docs/cli.md are generated from this table.
+COMMANDS: dict[str, type] = {
+    "inspect": InspectConfig,
+    "invert": InvertConfig,
+    "distill": DistillConfig,
+    "eval": EvalConfig,
+}

@@ -1,0 +1,131 @@
+"""The equations, one pure function each.
+
+Every term is a mean over images or a statistic of the batch, so no weight depends on the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamkd.batchnorm import Statistics
+from dreamkd.errors import NoBatchNormError
+
+
+def classification(logits: Tensor, labels: Tensor) -> Tensor:
+    """L(x, y): cross-entropy of the teacher, mean over images (seed Eq. 2).
+
+    Args:
+        logits: (B, classes). labels: (B,) int64.
+    Returns: scalar >= 0.
+    """
+    return F.cross_entropy(logits.float(), labels)
+
+
+def r_feature(stats: Sequence[Statistics], *, first_scale: float = 1.0) -> Tensor:
+    """R_feature: distance between batch and running statistics (seed Eq. 4-6).
+
+        sum_l ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
+
+    The seed prints sigma in Eq. 4 where its text and Eq. 6 mean the variance, used here.
+
+    Args:
+        stats: one entry per batch-norm call, mean and var of shape (C_l,), float32, biased variance.
+        first_scale: multiplier of the first executed layer; 1 in the paper, 10 in the released code.
+    Returns: scalar >= 0, with a finite gradient also where the statistics agree.
+    Raises: NoBatchNormError: stats is empty.
+    """
+    if not stats:
+        raise NoBatchNormError("R_feature needs batch-norm statistics and this network ran none")
+    # vector_norm has a zero gradient at zero, where the square root of a sum has none.
+    norms = [
+        torch.linalg.vector_norm(s.mean - s.running_mean)
+        + torch.linalg.vector_norm(s.var - s.running_var)
+        for s in stats
+    ]
+    return first_scale * norms[0] + sum(norms[1:], start=norms[0].new_zeros(()))
+
+
+def tv_l2(x: Tensor) -> Tensor:
+    """R_TV of Eq. 3 as released: Euclidean norms of four difference images, mean over images.
+
+        ||d_right||_2 + ||d_down||_2 + ||d_down-right||_2 + ||d_up-right||_2   per image
+
+    The released scripts take each norm over the whole batch; a weight of theirs is multiplied by
+    sqrt(batch) to mean the same here.
+
+    Args: x: (B, C, H, W).
+    Returns: scalar >= 0.
+    """
+    return sum(
+        (torch.linalg.vector_norm(d.flatten(1), dim=1).mean() for d in _differences(x)),
+        start=x.new_zeros(()),
+    )
+
+
+def tv_l1(x: Tensor) -> Tensor:
+    """Mean absolute difference to the four neighbours, summed over directions, mean over images."""
+    return sum((d.abs().mean() for d in _differences(x)), start=x.new_zeros(()))
+
+
+def _differences(x: Tensor) -> tuple[Tensor, ...]:
+    """Right, down, down-right and up-right differences of (B, C, H, W)."""
+    return (
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., :-1, 1:] - x[..., 1:, :-1],
+    )
+
+
+def l2(x: Tensor) -> Tensor:
+    """R_l2 of Eq. 3: Euclidean norm per image of (B, C, H, W), mean over images."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """JS(p_T, p_S) of Eq. 8, per image, in log space.
+
+        JS = KL(p_T || M) / 2 + KL(p_S || M) / 2,   M = (p_T + p_S) / 2
+
+    The released code clamps probabilities to [0.01, 0.99], which leaves no gradient at 1,000
+    classes; log space needs no clamp.
+
+    Args:
+        teacher: logits (B, classes). student: logits (B, classes).
+        temperature: both are divided by it; 1 in Eq. 8, 3 in the released code.
+    Returns: (B,), each within [0, ln 2].
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    kl_p = (log_p.exp() * (log_p - log_m)).sum(1)
+    kl_q = (log_q.exp() * (log_q - log_m)).sum(1)
+    return (kl_p + kl_q) / 2
+
+
+def competition(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """R_c = 1 - JS(p_T, p_S), mean over images (seed Eq. 8): low where the networks disagree."""
+    return 1 - jensen_shannon(teacher, student, temperature=temperature).mean()
+
+
+def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:
+    """Knowledge distillation with softened outputs (seed Eq. 1), mean over images.
+
+        tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau))
+
+    Eq. 1 has no tau^2; the factor keeps the gradient's size at every temperature (Hinton et al.
+    2015).
+
+    Args:
+        teacher: logits (B, classes). student: logits (B, classes).
+        temperature: tau > 0.
+    Returns: scalar >= 0.
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
