@@ -1,0 +1,107 @@
+"""Labelled images for evaluation and training, whatever their container.
+
+`open_images` gives a map-style `ImageSet` of uint8 images as a network's preprocessing wants them;
+`batches` reads it in order on a few threads, `stack` reads all of it into memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dreamkd.data.folders import open_path
+from dreamkd.data.libraries import open_sklearn, open_torchvision
+from dreamkd.data.pictures import FORMS, Pictures
+from dreamkd.data.preprocessing import Preprocessing, preprocess
+from dreamkd.errors import DataError
+
+__all__ = ["FORMS", "ImageSet", "Preprocessing", "batches", "open_images", "preprocess", "stack"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A map-style data set of (uint8 image (C, H, W), label)."""
+
+    pictures: Pictures
+    preprocessing: Preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by label; empty if the data do not name their classes."""
+        return self.pictures.class_names
+
+    @property
+    def source(self) -> str:
+        """One line that says what is read."""
+        return self.pictures.source
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> ImageSet:
+        """The same pictures as another network wants them."""
+        return replace(self, preprocessing=preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture, label = self.pictures[index]
+        try:
+            return preprocess(picture, self.preprocessing), label
+        except (DataError, OSError, ValueError) as error:
+            raise DataError(f"{self.pictures.name(index)}: {error}") from error
+
+
+def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
+    """Open the labelled images that `spec` names (one of `FORMS`).
+
+    Class folders are numbered in alphabetical order. A tar beside a `manifest.jsonl`, or in the
+    `shards/` of a run folder with one, is checked against it before anything is read.
+
+    Raises:
+        DataError: `spec` is not of a legal form, nothing is there, or what is there is damaged.
+    """
+    scheme, _, rest = spec.partition(":")
+    pictures = OPENERS[scheme](rest) if scheme in OPENERS else open_path(spec)
+    return ImageSet(pictures, preprocessing)
+
+
+def batches(
+    image_set: ImageSet, batch_size: int, *, workers: int | None = None
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Yield uint8 (B, C, H, W) and int64 (B,) in order; the last batch may be smaller.
+
+    Args:
+        image_set: what to read.
+        batch_size: images in a batch.
+        workers: threads that decode ahead, one batch each (Pillow releases the interpreter lock
+            while it decodes and resizes); None for one per CPU, at most 16.
+    """
+    workers = workers or min(16, os.cpu_count() or 1)
+    starts = range(0, len(image_set), batch_size)
+    pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dreamkd-data")
+    try:
+        for start in starts:
+            part = range(start, min(start + batch_size, len(image_set)))
+            pending.append(pool.submit(stack, image_set, part))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also when the caller stops early
+        pool.shutdown(cancel_futures=True)
+
+
+def stack(image_set: ImageSet, indices: range | None = None) -> tuple[Tensor, Tensor]:
+    """Read the whole set, or `indices` of it, into memory: uint8 (N, C, H, W), int64 (N,)."""
+    chosen = range(len(image_set)) if indices is None else indices
+    images, labels = zip(*(image_set[index] for index in chosen), strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+OPENERS = {"torchvision": open_torchvision, "sklearn": open_sklearn}

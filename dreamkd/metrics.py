@@ -1,0 +1,85 @@
+"""Running classification metrics: accuracy, cross-entropy, counts per class, agreement.
+
+Totals stay on the device of the logits, so that adding a batch never waits for it; reading a result
+does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+def top_k_hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
+    """Whether the target is among the k largest logits.
+
+    Args:
+        logits: (B, C), k <= C.
+        targets: (B,) class indices.
+        k: how many guesses count.
+    Returns: bool (B,).
+    """
+    return (logits.topk(k).indices == targets[:, None]).any(1)
+
+
+class Accuracy:
+    """Top-1, top-5 and mean cross-entropy over all images added, and counts per class."""
+
+    def __init__(self, num_classes: int, *, device: torch.device | str = "cpu") -> None:
+        self.top5_guesses = min(5, num_classes)
+        self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self._hits = torch.zeros_like(self._counts)
+        self._top5_hits = torch.zeros((), dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits (B, C) of any float type, targets (B,) in 0..C-1."""
+        logits = logits.float()
+        ones = torch.ones_like(targets)
+        self._counts.index_add_(0, targets, ones)
+        self._hits.index_add_(0, targets, ones * (logits.argmax(1) == targets))
+        self._top5_hits += top_k_hits(logits, targets, self.top5_guesses).sum()
+        self._loss += cross_entropy(logits, targets, reduction="sum")
+
+    @property
+    def count(self) -> int:
+        """Images added (host sync)."""
+        return int(self._counts.sum())
+
+    @property
+    def top1(self) -> float:
+        """Images whose largest logit is the target's, in percent (host sync)."""
+        return 100 * int(self._hits.sum()) / self.count
+
+    @property
+    def top5(self) -> float:
+        """Images whose target is among the min(5, C) largest logits, in percent (host sync)."""
+        return 100 * int(self._top5_hits) / self.count
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats (host sync)."""
+        return float(self._loss) / self.count
+
+    def per_class(self) -> list[tuple[int, int]]:
+        """(images, images whose largest logit is right) of every class (host sync)."""
+        return list(zip(self._counts.tolist(), self._hits.tolist(), strict=True))
+
+
+class Agreement:
+    """Share of images on which two networks have the same largest logit."""
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        self._same = torch.zeros((), dtype=torch.int64, device=device)
+        self._count = 0
+
+    def add(self, logits: Tensor, others: Tensor) -> None:
+        """Add a batch: two times (B, C)."""
+        self._same += (logits.argmax(1) == others.argmax(1)).sum()
+        self._count += len(logits)
+
+    @property
+    def percent(self) -> float:
+        """Agreement over all images added, in percent (host sync)."""
+        return 100 * int(self._same) / self._count
