@@ -1,0 +1,20 @@
+"""What every loop shares: where it computes, at which rate, from which draws, behind which guards."""
+
+from dreamkd.engine.compiling import compile_step, worth_compiling
+from dreamkd.engine.guards import check_finite
+from dreamkd.engine.modules import frozen, normalise, to_uint8
+from dreamkd.engine.randomness import generator_for
+from dreamkd.engine.runtime import Runtime
+from dreamkd.engine.schedule import rate
+
+__all__ = [
+    "Runtime",
+    "check_finite",
+    "compile_step",
+    "frozen",
+    "generator_for",
+    "normalise",
+    "rate",
+    "to_uint8",
+    "worth_compiling",
+]

@@ -1,0 +1,53 @@
+"""torch.compile where it pays, eager where it does not or cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from dreamkd.batchnorm import Call
+from dreamkd.events import Hint, OnEvent
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+def worth_compiling(calls: list[Call], *, steps: int) -> bool:
+    """Whether compiling earns its time back over `steps` steps, by a rule that needs no clock.
+
+    A rule, not a timing: the decision must be the same in every run of the same command. Measured
+    on two CPU cores: compiling costs about a second per batch-norm layer, and saves about
+    4 ns a step per element that flows into one.
+    """
+    elements = 0
+    for call in calls:
+        size = 1
+        for extent in call.shape:
+            size *= extent
+        elements += size
+    return steps * elements * 4e-9 > 1.0 * len(calls) + 10
+
+
+def compile_step(function: Step, *, on_event: OnEvent) -> Step:
+    """`function` compiled into one graph; eager, with a hint, on a machine that cannot compile."""
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    state = {"call": compiled}
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return state["call"](*args, **kwargs)
+        except Exception as error:
+            # No compiler, an unsupported operation: torch has no common class for these.
+            if state["call"] is function or not _is_compiler_error(error):
+                raise
+            reason = str(error).strip().splitlines()[0][:160]
+            on_event(Hint(f"running without torch.compile: {reason}"))
+            state["call"] = function
+            return function(*args, **kwargs)
+
+    return step  # type: ignore[return-value]
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -1,0 +1,52 @@
+"""Networks held still, and the one place where images become inputs and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode and no weight gradients while the block lasts; put back after it.
+
+    The input's gradient still flows: what is saved is the other half of the backward pass.
+    """
+    training = {module: module.training for module in model.modules()}
+    learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, was in training.items():
+            module.training = was
+        for parameter, learned in learning.items():
+            parameter.requires_grad_(learned)
+
+
+def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Inputs of a network from images: (images - mean) / std per channel.
+
+    Args:
+        images: (B, C, H, W), float in [0, 1] or uint8 in 0..255.
+        mean: C values in [0, 1]. std: C values > 0.
+    Returns: float32 (B, C, H, W).
+    """
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    offset = torch.tensor(mean, device=images.device).view(-1, 1, 1) * scale
+    divisor = torch.tensor(std, device=images.device).view(-1, 1, 1) * scale
+    return (images.float() - offset) / divisor
+
+
+def to_uint8(inputs: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images from inputs: clipped to the legal range and rounded, never truncated.
+
+    Args: inputs: float (B, C, H, W), normalised.
+    Returns: uint8 (B, C, H, W).
+    """
+    offset = torch.tensor(mean, device=inputs.device).view(-1, 1, 1)
+    divisor = torch.tensor(std, device=inputs.device).view(-1, 1, 1)
+    return ((inputs * divisor + offset) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,97 @@
+"""Where the work is computed: device, precision, threads. Nothing global is changed at import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dreamkd.config import RuntimeConfig
+from dreamkd.errors import ConfigError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A decided device, precision and thread count; no `auto` is left."""
+
+    device: str
+    precision: str
+    threads: int
+
+    @classmethod
+    def settle(cls, config: RuntimeConfig) -> Runtime:
+        """Decide every `auto` for this machine.
+
+        Raises: ConfigError: the device is unknown or absent, or cannot compute in the precision.
+        """
+        device = _device(config.device)
+        return cls(device, _precision(config.precision, device), _threads(config.threads))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Set the thread count while the block lasts."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in the chosen precision; statistics and losses stay in float32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, _DTYPES[self.precision])
+
+    def settings(self) -> dict[str, Any]:
+        """Field -> value, for the record."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for people."""
+        name = self.device
+        if name.startswith("cuda"):
+            name = f"{name} ({torch.cuda.get_device_name(torch.device(name))})"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{name}, {self.precision}, {threads}"
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise ConfigError(f"--device: {wanted!r} is not one of auto, cpu, cuda, cuda:N")
+    if wanted == "cpu":
+        return wanted
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(wanted.partition(":")[2] or 0)
+    if index >= count:
+        raise ConfigError(f"--device: {wanted!r} is not here; this machine has {count} CUDA devices")
+    return f"cuda:{index}"
+
+
+def _precision(wanted: str, device: str) -> str:
+    cpu = device == "cpu"
+    if wanted == "auto":
+        has_bf16 = _cpu_has_bf16() if cpu else torch.cuda.is_bf16_supported()
+        return "bf16" if has_bf16 else "fp32"
+    if cpu and wanted == "fp16":
+        raise ConfigError("--precision: fp16 is for CUDA; on the CPU use bf16 or fp32")
+    return wanted
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    flags = torch.backends.cpu.get_cpu_capability()
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return flags.startswith("AVX512") and bool(probe is not None and probe())
+
+
+def _threads(wanted: int | str) -> int:
+    return torch.get_num_threads() if wanted == "auto" else int(wanted)
