@@ -1,0 +1,22 @@
+"""Classifiers of any source behind one door: `load`, `create`, `save`.
+
+`load(spec)` takes a bundled teacher, a name of torchvision or timm, or a checkpoint file; the
+`Classifier` that comes back knows its architecture, classes, input size and normalisation.
+"""
+
+from dreamkd.models.card import Card, Classifier
+from dreamkd.models.loading import create, load, save
+from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve
+
+__all__ = [
+    "Architecture",
+    "Card",
+    "Classifier",
+    "all_names",
+    "architectures",
+    "bundled",
+    "create",
+    "load",
+    "resolve",
+    "save",
+]

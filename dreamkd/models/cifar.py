@@ -1,9 +1,9 @@
-"""The 32-pixel networks of the literature, registered with timm so that their names work everywhere.
+"""The 32-pixel networks of the literature, registered with timm: their names work everywhere.
 
-Any class count and channel count: `timm.create_model("cifar_resnet20", num_classes=100, in_chans=1)`.
+Any class and channel count: `timm.create_model("cifar_resnet20", num_classes=100, in_chans=1)`.
 Parameter names follow the public checkpoints of each family, so that those load as they are.
 
-- `cifar_resnet8 … 56`: He et al. 2016, section 4.2; shortcuts of kind A (subsample, pad with zeros).
+- `cifar_resnet8 … 56`: He et al. 2016, section 4.2; shortcuts A (subsample, pad with zeros).
 - `cifar_resnet18/34`: He et al. 2016, ImageNet widths, 3×3 stem of stride 1, no max-pool.
 - `cifar_wrn…`: Zagoruyko & Komodakis 2016, pre-activation, no dropout.
 - `cifar_vgg11_bn`: Simonyan & Zisserman 2015 with batch norm and one linear layer.
@@ -121,6 +121,7 @@ class CifarResNet(_Classifier):
         _init_he(self)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, channels[-1], h, w), halved at every stage but the first."""
         x = F.relu(self.bn1(self.conv1(inputs)))
         for stage in self.stages:
             x = getattr(self, stage)(x)
@@ -142,8 +143,16 @@ class _PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
         shortcut = self.convShortcut(activated) if hasattr(self, "convShortcut") else x
-        out = self.conv1(activated)
-        return shortcut + self.conv2(F.relu(self.bn2(out)))
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        return shortcut + out
+
+
+class _Stage(nn.Module):
+    """Blocks of one width, under the name that public checkpoints give them."""
+
+    def __init__(self, blocks: list[_PreActivationBlock]) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(*blocks)
 
 
 class CifarWideResNet(_Classifier):
@@ -157,20 +166,20 @@ class CifarWideResNet(_Classifier):
         width = 16
         for index in (1, 2, 3):
             channels = 16 * widen * 2 ** (index - 1)
-            stage = nn.Module()
-            stage.layer = nn.Sequential()
+            blocks = []
             for block in range((depth - 4) // 6):
                 stride = 2 if index > 1 and block == 0 else 1
-                stage.layer.append(_PreActivationBlock(width, channels, stride))
+                blocks.append(_PreActivationBlock(width, channels, stride))
                 width = channels
-            setattr(self, f"block{index}", stage)
+            setattr(self, f"block{index}", _Stage(blocks))
         self.bn1 = nn.BatchNorm2d(width)
         _init_he(self)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 64 * widen, H / 4, W / 4)."""
         x = self.conv1(inputs)
-        for stage in (self.block1, self.block2, self.block3):
-            x = stage.layer(x)
+        for name in ("block1", "block2", "block3"):
+            x = self.get_submodule(name).layer(x)  # type: ignore[operator]
         return F.relu(self.bn1(x))
 
 
@@ -199,6 +208,7 @@ class CifarVGG(_Classifier):
         _init_he(self)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 512, H / 32, W / 32)."""
         features = self.features(inputs)
         assert isinstance(features, torch.Tensor)
         return features

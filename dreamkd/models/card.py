@@ -1,0 +1,158 @@
+"""What is known about a network beside its weights, and its form as safetensors metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dreamkd import checkpoint
+from dreamkd.errors import ModelError, nearest
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A network's identity and what it expects of images."""
+
+    architecture: str  # qualified: "torchvision:resnet50", "timm:cifar_resnet20"
+    weights: str  # "IMAGENET1K_V1", timm's tag, "file NAME", "bundled", "random"
+    source: str  # one line for a person: what was chosen and why
+    num_classes: int
+    class_names: tuple[str, ...] = ()  # in the order of the logits; may be empty
+    input_size: tuple[int, int, int]  # (C, H, W)
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float  # side of the centre crop over the short side of the resized picture
+    parameters: int
+    pretrained: bool  # the weights were learned from something; False for random ones
+    data_free: bool = False  # no real image was used to make these weights
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can mean; metadata of files comes through here.
+
+        Raises:
+            ModelError: a field is out of its range.
+        """
+        channels = self.input_size[0]
+        _require(self, "num_classes", self.num_classes >= 1, "at least 1")
+        _require(self, "input_size", min(self.input_size) >= 1, "(C, H, W), each at least 1")
+        _require(self, "input_size", max(self.input_size) <= 65536, "(C, H, W), each <= 65536")
+        numbers = all(map(math.isfinite, self.mean))
+        _require(self, "mean", numbers and len(self.mean) == channels, f"{channels} numbers")
+        positive = all(math.isfinite(s) and s > 0 for s in self.std)
+        _require(
+            self, "std", positive and len(self.std) == channels, f"{channels} positive numbers"
+        )
+        known = self.interpolation in INTERPOLATIONS
+        hint = nearest(self.interpolation, INTERPOLATIONS)
+        _require(self, "interpolation", known, f"one of {', '.join(INTERPOLATIONS)}{hint}")
+        _require(self, "crop_pct", 0 < self.crop_pct <= 1, "within (0, 1]")
+        named = len(self.class_names) in (0, self.num_classes)
+        _require(self, "class_names", named, f"{self.num_classes} names, or none")
+
+
+def _require(card: Card, field: str, holds: bool, legal: str) -> None:
+    if not holds:
+        value = str(getattr(card, field))[:80]
+        raise ModelError(f"{card.architecture}: {field} is {value}; it must be {legal}")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network in eval mode and float32, with its card."""
+
+    module: nn.Module
+    card: Card
+
+    def sha256(self) -> str:
+        """Hash of the weights, whatever file they came from.
+
+        `num_batches_tracked` is left out: it is a counter of training, and many files lack it.
+        """
+        state = self.module.state_dict()
+        return checkpoint.sha256({k: v for k, v in state.items() if not is_counter(k)})
+
+
+def is_counter(name: str) -> bool:
+    """Whether a state dict entry is batch norm's count of batches, which no output depends on."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def to_metadata(card: Card) -> dict[str, str]:
+    """The fields that `from_metadata` reads back, as safetensors metadata (strings, JSON)."""
+    return {
+        "format": "pt",
+        "architecture": card.architecture,
+        "num_classes": str(card.num_classes),
+        "class_names": json.dumps(card.class_names),
+        "input_size": json.dumps(card.input_size),
+        "mean": json.dumps(card.mean),
+        "std": json.dumps(card.std),
+        "interpolation": card.interpolation,
+        "crop_pct": repr(card.crop_pct),
+        "data_free": json.dumps(card.data_free),
+    }
+
+
+def from_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The card fields that a file's metadata states, parsed; unknown keys are not ours to judge.
+
+    Raises:
+        ModelError: a value is not of its kind.
+    """
+    fields: dict[str, Any] = {}
+    for name, parse in _PARSERS.items():
+        if name not in metadata:
+            continue
+        try:
+            fields[name] = parse(metadata[name])
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise ModelError(
+                f"{where}: metadata {name} is {metadata[name][:80]!r}, which cannot be read; "
+                "write the file again, or strip its metadata and pass --arch"
+            ) from error
+    return fields
+
+
+def _input_size(text: str) -> tuple[int, int, int]:
+    channels, height, width = (_whole(n) for n in json.loads(text))
+    return channels, height, width
+
+
+def _whole(number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError("not an integer")
+    return number
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in json.loads(text))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(str(name) for name in json.loads(text))
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("neither true nor false")
+    return text.lower() == "true"
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "num_classes": int,
+    "class_names": _names,
+    "input_size": _input_size,
+    "mean": _numbers,
+    "std": _numbers,
+    "interpolation": str,
+    "crop_pct": float,
+    "data_free": _truth,
+}

@@ -1,0 +1,124 @@
+"""timm as a source of classifiers; the networks of `cifar` are registered with it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import timm
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from dreamkd.errors import ModelError, nearest
+from dreamkd.models import (
+    cifar,  # noqa: F401  (registers its networks)
+    downloads,
+)
+from dreamkd.models.building import Defaults
+
+_data_config: Any = resolve_data_config  # untyped in timm
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every registered name, without tags of weights."""
+    return tuple(timm.list_models())
+
+
+def defaults(name: str, tag: str = "") -> Defaults:
+    """Preprocessing and classes of weights `tag`, timm's first choice unless told otherwise."""
+    if tag and tag not in _tags(name):
+        raise ModelError(
+            f"timm:{name} has no weights {tag!r}{nearest(tag, _tags(name))}; "
+            f"it has {', '.join(_tags(name)) or 'none'}"
+        )
+    cfg = _cfg(name, tag)
+    data = _data_config(pretrained_cfg=cfg)
+    num_classes = int(cfg.get("num_classes", 1000))
+    return Defaults(
+        tag=str(cfg.get("tag") or "timm") if _has_weights(cfg) else "",
+        num_classes=num_classes,
+        input_size=tuple(data["input_size"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+        crop_pct=float(data["crop_pct"]),
+        class_names=_imagenet(num_classes, str(cfg.get("tag") or "")),
+    )
+
+
+def build(name: str, *, num_classes: int, input_size: tuple[int, int, int]) -> nn.Module:
+    """The architecture with fresh weights.
+
+    Raises:
+        TypeError: the architecture takes no other channel count or image size.
+    """
+    arguments = _arguments(name, input_size)
+    module: nn.Module = timm.create_model(name, num_classes=num_classes, **arguments)
+    return module
+
+
+def build_pretrained(name: str, tag: str, input_size: tuple[int, int, int]) -> nn.Module:
+    """The architecture with the weights of `tag`, from the hub's cache or downloaded into it.
+
+    Raises:
+        ModelError: timm has no weights for it, no network, or a damaged file in the cache.
+    """
+    cfg = _cfg(name, tag)
+    where = f"timm:{name}"
+    if not _has_weights(cfg):
+        raise ModelError(
+            f"{where} has no pretrained weights in timm; pass a checkpoint FILE, or --no-pretrained"
+        )
+    if cfg.get("hf_hub_id"):
+        path = downloads.from_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "", where)
+    else:
+        path = downloads.from_url(cfg["url"], where)
+    try:
+        # timm reads the file with weights_only=True and renames what its architecture renamed.
+        module: nn.Module = timm.create_model(
+            f"{name}.{tag}" if tag else name,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(path)},
+            **_arguments(name, input_size),
+        )
+    except Exception as error:  # a foreign file fails in whatever way timm's loader stumbles
+        raise ModelError(f"{where}: {path} cannot be loaded; delete it: {error}") from error
+    return module
+
+
+def _arguments(name: str, input_size: tuple[int, int, int]) -> dict[str, Any]:
+    """Only what differs from the default is passed: not every architecture takes it."""
+    cfg = _cfg(name, "")
+    channels, *size = input_size
+    default = _data_config(pretrained_cfg=cfg)["input_size"]
+    arguments: dict[str, Any] = {}
+    if channels != default[0]:
+        arguments["in_chans"] = channels
+    if tuple(size) != tuple(default[1:]) and cfg.get("fixed_input_size"):
+        arguments["img_size"] = tuple(size)
+    return arguments
+
+
+@cache
+def _tags(name: str) -> tuple[str, ...]:
+    found = timm.list_pretrained(f"{name}.*") if "." not in name else []
+    return tuple(full.partition(".")[2] for full in found)
+
+
+def _cfg(name: str, tag: str) -> dict[str, Any]:
+    cfg: Any = timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    return cfg.to_dict() if cfg is not None else {}
+
+
+def _has_weights(cfg: dict[str, Any]) -> bool:
+    return any(cfg.get(key) for key in ("url", "hf_hub_id", "file"))
+
+
+def _imagenet(num_classes: int, tag: str) -> tuple[str, ...]:
+    """ImageNet's class names where the tag says that the weights were last trained on them."""
+    if num_classes != 1000 or not tag.endswith("in1k"):
+        return ()
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])

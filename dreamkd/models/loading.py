@@ -1,0 +1,275 @@
+"""From a name or a file to a classifier that knows what it expects, and back to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dreamkd import checkpoint
+from dreamkd.errors import ModelError
+from dreamkd.models import recognition, zoo
+from dreamkd.models.building import Defaults
+from dreamkd.models.card import Card, Classifier, from_metadata, to_metadata
+from dreamkd.models.zoo import Architecture
+
+
+def load(
+    spec: str | Path,
+    *,
+    arch: str | None = None,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+    trust_pickle: bool = False,
+    device: str = "cpu",
+) -> Classifier:
+    """Load any classifier: a bundled teacher, a name of torchvision or timm, a checkpoint file.
+
+    A bare name is a bundled teacher's, else torchvision's with its V1 weights (the paper's), else
+    timm's; `torchvision:NAME`, `timm:NAME` and a tag of weights (`NAME.TAG`) force one. What a card
+    says comes from the caller, else from the file's metadata, else from the architecture.
+
+    Args:
+        spec: the name, or the path of a file.
+        arch: the architecture of a file whose metadata, names and shapes do not tell it.
+        pretrained: false for random weights from seed 0, with nothing downloaded.
+        num_classes: must agree with the weights; free with random ones.
+        input_size: (C, H, W); C must agree with the weights.
+        mean: per channel, of images in [0, 1].
+        std: per channel.
+        trust_pickle: let a file run code while it is read.
+        device: "meta" for shapes without weights; needs `pretrained=False`.
+
+    Raises:
+        ModelError: unknown, ambiguous, damaged or untrusted; weights that do not fit; no network.
+    """
+    stated = {
+        "num_classes": num_classes,
+        "input_size": input_size,
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+    }
+    given = {field: value for field, value in stated.items() if value is not None}
+    if device == "meta" and pretrained:
+        raise ValueError("the meta device holds no weights: pass pretrained=False")
+    spec, path = str(spec), _path(str(spec))
+    if path is not None:
+        return _from_file(
+            path, given, arch=arch, pretrained=pretrained, trust_pickle=trust_pickle, device=device
+        )
+    if arch is not None:
+        raise ModelError(
+            f"--arch {arch} is for checkpoint files; {spec} already is an architecture"
+        )
+    architecture = zoo.resolve(spec)
+    if pretrained:
+        return _from_library(architecture, given, spec)
+    return _random(architecture, given, f"{spec}: {architecture}", device=device)
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: tuple[int, int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    class_names: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Classifier:
+    """A fresh student: the architecture `name` with weights drawn from `seed`.
+
+    The global random state is as before. Pictures are taken whole (`crop_pct` 1).
+
+    Raises:
+        ModelError: the name is unknown, or the architecture does not take this size.
+    """
+    architecture = zoo.resolve(name)
+    defaults = architecture.defaults()
+    module = architecture.build(num_classes=num_classes, input_size=input_size, seed=seed)
+    card = Card(
+        architecture=str(architecture),
+        weights="random",
+        source=f"{name}: {architecture}, fresh weights from seed {seed}",
+        num_classes=num_classes,
+        class_names=class_names,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        interpolation=defaults.interpolation,
+        crop_pct=1.0,
+        parameters=_parameters(module),
+        pretrained=False,
+    )
+    return Classifier(module, card)
+
+
+def save(classifier: Classifier, path: str | Path, *, extra: dict[str, str] | None = None) -> None:
+    """Write safetensors that `load` needs nothing else to read; equal content, equal bytes.
+
+    Args:
+        extra: further metadata, such as `licence` and `trained`; wins over the card's.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    metadata = to_metadata(classifier.card) | (extra or {})
+    checkpoint.write(path, classifier.module.state_dict(), metadata)
+
+
+def _path(spec: str) -> Path | None:
+    """The file that `spec` means; None for a name. A known name wins over a file of that name."""
+    if spec in zoo.bundled():
+        return zoo.BUNDLED / f"{spec}.safetensors"
+    path = Path(spec)
+    looks_like_one = path.suffix in _SUFFIXES or len(path.parts) > 1
+    if looks_like_one or (path.exists() and spec not in zoo.all_names()):
+        return path
+    return None
+
+
+def _from_library(architecture: Architecture, given: Mapping[str, Any], spec: str) -> Classifier:
+    defaults = architecture.defaults()
+    if not defaults.num_classes:
+        raise ModelError(_no_head(architecture))
+    input_size = given.get("input_size", defaults.input_size)
+    if given.get("num_classes", defaults.num_classes) != defaults.num_classes:
+        raise ModelError(_other_count(spec, "classes", defaults.num_classes, given["num_classes"]))
+    if input_size[0] != defaults.input_size[0]:
+        raise ModelError(_other_count(spec, "channels", defaults.input_size[0], input_size[0]))
+    module = zoo.pretrained(architecture, input_size)
+    source = f"{spec}: {architecture} with weights {defaults.tag}"
+    other = Architecture("timm", architecture.name)
+    if spec == architecture.name and architecture.library == "torchvision" and other.exists():
+        source += f" (also in timm: write {other})"
+    card = _card(architecture, module, defaults, given, weights=defaults.tag, source=source)
+    return Classifier(module, card)
+
+
+def _random(
+    architecture: Architecture, given: Mapping[str, Any], source: str, *, device: str
+) -> Classifier:
+    defaults = architecture.defaults()
+    num_classes = given.get("num_classes", defaults.num_classes)
+    if not num_classes:
+        raise ModelError(_no_head(architecture))
+    input_size = given.get("input_size", defaults.input_size)
+    module = architecture.build(num_classes=num_classes, input_size=input_size, device=device)
+    if num_classes != defaults.num_classes:
+        defaults = replace(defaults, num_classes=num_classes, class_names=())
+    source = f"{source}, random weights"
+    card = _card(architecture, module, defaults, given, weights="random", source=source)
+    return Classifier(module, card)
+
+
+def _from_file(
+    path: Path,
+    given: Mapping[str, Any],
+    *,
+    arch: str | None,
+    pretrained: bool,
+    trust_pickle: bool,
+    device: str,
+) -> Classifier:
+    found = checkpoint.read(path, trust_pickle=trust_pickle)
+    stated = from_metadata(found.metadata, path.name)
+    state = recognition.essential(found.state)
+    if arch is not None:
+        architecture, how = zoo.resolve(arch), "as --arch says"
+    elif "architecture" in found.metadata:
+        architecture, how = zoo.resolve(found.metadata["architecture"]), "as its metadata says"
+    else:
+        architecture, how = recognition.recognise(state, where=str(path), hint=found.model_name)
+    container = f" under {found.container!r}" if found.container else ""
+    bundled = path.parent == zoo.BUNDLED
+    source = f"{path.stem if bundled else path}: {architecture}{container}, {how}"
+    defaults = architecture.defaults()
+    size = given.get("input_size") or stated.get("input_size") or defaults.input_size
+    counts = recognition.sizes(architecture, state, input_size=size)
+    # Without a fit, load_state names what is wrong with the architecture's own counts.
+    num_classes, channels = counts or (defaults.num_classes or 1000, size[0])
+    for wanted in (given, stated):
+        if wanted.get("num_classes", num_classes) != num_classes:
+            raise ModelError(_other_count(path, "classes", num_classes, wanted["num_classes"]))
+        if "input_size" in wanted and wanted["input_size"][0] != channels:
+            raise ModelError(_other_count(path, "channels", channels, wanted["input_size"][0]))
+    size = (channels, *size[1:])
+    fields = {**stated, **given, "num_classes": num_classes, "input_size": size}
+    if not pretrained:
+        return _random(architecture, fields, source, device=device)
+    module = architecture.build(num_classes=num_classes, input_size=size)
+    zoo.load_state(module, state, f"{path} as {architecture}")
+    weights = "bundled" if bundled else f"file {path.name}"
+    defaults = replace(defaults, class_names=())  # the architecture's classes are not the file's
+    return Classifier(
+        module, _card(architecture, module, defaults, fields, weights=weights, source=source)
+    )
+
+
+def _card(
+    architecture: Architecture,
+    module: nn.Module,
+    defaults: Defaults,
+    fields: Mapping[str, Any],
+    *,
+    weights: str,
+    source: str,
+) -> Card:
+    """The library's defaults under the `fields` that a file or the caller states."""
+    channels = fields.get("input_size", defaults.input_size)[0]
+    values = {
+        "num_classes": defaults.num_classes,
+        "class_names": defaults.class_names,
+        "input_size": defaults.input_size,
+        "mean": _for_channels(defaults.mean, channels),
+        "std": _for_channels(defaults.std, channels),
+        "interpolation": defaults.interpolation,
+        "crop_pct": defaults.crop_pct,
+        **fields,
+    }
+    return Card(
+        architecture=str(architecture),
+        weights=weights,
+        source=source,
+        parameters=_parameters(module),
+        pretrained=weights != "random",
+        **values,
+    )
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Normalisation for another channel count: every channel gets the average."""
+    if len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _other_count(where: object, what: str, weights: int, wanted: int) -> str:
+    return (
+        f"{where}: the weights are for {weights} {what}, not {wanted}; leave the number out, or "
+        "take weights that were trained for it"
+    )
+
+
+def _no_head(architecture: Architecture) -> str:
+    return (
+        f"{architecture} is a feature extractor: its weights have no classes; pass a classifier, "
+        "or --no-pretrained with --num-classes for the architecture alone"
+    )
+
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")

@@ -1,0 +1,218 @@
+"""Which architecture a state dict belongs to, from its names and shapes alone.
+
+Building every architecture to compare takes minutes, so a committed index holds a fingerprint of
+each: a hash of all names and shapes, without the shapes that follow the class count, the channel
+count or the image size. What the index proposes is then compared shape by shape on the meta device.
+Names that the installed libraries have and the index lacks are compared directly.
+
+    python -m dreamkd.models.recognition        writes the index for the installed versions
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dreamkd.errors import ModelError
+from dreamkd.models.card import is_counter
+from dreamkd.models.from_torchvision import AUXILIARY
+from dreamkd.models.zoo import Architecture, architectures
+
+INDEX = Path(__file__).with_name("index.json")
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Class and channel counts that no layer has by accident, to see which shapes follow them.
+_CLASSES = (1013, 1019)
+_CHANNELS = (3, 5)
+
+
+def essential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What identifies a network: no counters of batches, no heads that only training uses."""
+    return {k: v for k, v in state.items() if not is_counter(k) and not k.startswith(AUXILIARY)}
+
+
+def recognise(
+    state: Mapping[str, Tensor], *, where: str, hint: str = ""
+) -> tuple[Architecture, str]:
+    """The architecture of `state` and one line on how it was told.
+
+    Names and shapes do not say everything: padding, activations and blur pools leave no trace in
+    them. Among several that fit, a training checkpoint's own word decides; then torchvision's, as
+    for bare names, with the others named; else the choice is the caller's.
+
+    Args:
+        where: the file, for error messages.
+        hint: the name that a training checkpoint gives.
+
+    Raises:
+        ModelError: none fits, or several of timm's do.
+    """
+    fitting = [found for found in _proposed(_shapes(state)) if sizes(found, state) is not None]
+    if not fitting:
+        raise ModelError(
+            f"{where}: no known architecture has its {len(state)} entries "
+            f"({', '.join(sorted(state)[:3])}, …); pass --arch NAME"
+        )
+    named = [found for found in fitting if found.name == hint.partition(".")[0]]
+    if named:
+        return named[0], "named by its training checkpoint, which its names and shapes confirm"
+    chosen, *others = fitting
+    if others and chosen.library != "torchvision":
+        raise ModelError(
+            f"{where}: {_listed(fitting)} have the same names and shapes and may compute or expect "
+            "different things; choose with --arch NAME"
+        )
+    also = f"; if it is {_listed(others, 'or')}, pass --arch" if others else ""
+    return chosen, f"recognised from its names and shapes{also}"
+
+
+def _listed(architectures: list[Architecture], word: str = "and") -> str:
+    *most, last = map(str, architectures)
+    return f"{', '.join(most)} {word} {last}" if most else last
+
+
+def sizes(
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    *,
+    input_size: tuple[int, int, int] | None = None,
+) -> tuple[int, int] | None:
+    """Class count and channel count of `state` as weights of `architecture`; None: no fit."""
+    pair = _probe(architecture, input_size)
+    shapes = _shapes(state)
+    if pair is None or pair[0].keys() != shapes.keys():
+        return None
+    counts = {"classes": _CLASSES[0], "channels": _CHANNELS[0]}
+    found: dict[str, int] = {}
+    for name, kind, dim, multiple in _following(*pair):
+        if len(shapes[name]) != len(pair[0][name]) or shapes[name][dim] % multiple:
+            return None
+        if found.setdefault(kind, shapes[name][dim] // multiple) != shapes[name][dim] // multiple:
+            return None
+        counts[kind] = found[kind]
+    expected = _scaled(*pair, classes=counts["classes"], channels=counts["channels"])
+    if expected != shapes:
+        return None
+    return counts["classes"], counts["channels"]
+
+
+def _proposed(shapes: Shapes) -> list[Architecture]:
+    """Architectures whose fingerprint is that of `shapes`, and those that the index lacks."""
+    known = {str(architecture): architecture for architecture in architectures()}
+    index = _index()
+    names = [
+        name
+        for free, fingerprints in index
+        if shapes.keys() >= set(free)
+        for name in fingerprints.get(_fingerprint(shapes, free), ())
+    ]
+    if not names:
+        indexed = {n for _, fingerprints in index for group in fingerprints.values() for n in group}
+        names = [name for name in known if name not in indexed]
+    order = list(known)
+    return [known[name] for name in sorted((n for n in names if n in known), key=order.index)]
+
+
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in essential(state).items()}
+
+
+@cache
+def _probe(
+    architecture: Architecture, input_size: tuple[int, int, int] | None = None
+) -> tuple[Shapes, Shapes] | None:
+    """Shapes for two class and channel counts; None where it cannot be built."""
+    try:
+        size = (input_size or architecture.defaults().input_size)[1:]
+        first = _built(architecture, _CLASSES[0], (_CHANNELS[0], *size))
+        try:
+            return first, _built(architecture, _CLASSES[1], (_CHANNELS[1], *size))
+        except ModelError:  # it takes no other channel count
+            return first, _built(architecture, _CLASSES[1], (_CHANNELS[0], *size))
+    except ModelError:
+        return None
+
+
+def _built(architecture: Architecture, classes: int, size: tuple[int, int, int]) -> Shapes:
+    module: nn.Module = architecture.build(num_classes=classes, input_size=size, device="meta")
+    return _shapes(module.state_dict())
+
+
+def _following(first: Shapes, second: Shapes) -> Iterator[tuple[str, str, int, int]]:
+    """(name, "classes" or "channels", dimension, multiple) of every dimension that follows one."""
+    for name, shape in first.items():
+        for dim, (one, other) in enumerate(zip(shape, second[name], strict=True)):
+            if one == other:
+                continue
+            if one * _CLASSES[1] == other * _CLASSES[0]:
+                yield name, "classes", dim, one // _CLASSES[0]
+            elif one * _CHANNELS[1] == other * _CHANNELS[0]:
+                yield name, "channels", dim, one // _CHANNELS[0]
+
+
+def _scaled(first: Shapes, second: Shapes, *, classes: int, channels: int) -> Shapes:
+    """The shapes for other counts."""
+    expected = {name: list(shape) for name, shape in first.items()}
+    for name, kind, dim, multiple in _following(first, second):
+        expected[name][dim] = multiple * (classes if kind == "classes" else channels)
+    return {name: tuple(shape) for name, shape in expected.items()}
+
+
+def _fingerprint(shapes: Shapes, free: Iterable[str]) -> str:
+    """Hash of names and shapes; of the `free` ones the name and the number of dimensions."""
+    free = set(free)
+    entries = [
+        [name, len(shape) if name in free else list(shape)]
+        for name, shape in sorted(shapes.items())
+    ]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:12]
+
+
+@cache
+def _index() -> list[tuple[list[str], dict[str, list[str]]]]:
+    entries = json.loads(INDEX.read_text())["fingerprints"]
+    return [(entry["free"], entry["architectures"]) for entry in entries]
+
+
+def write_index(path: Path = INDEX) -> None:
+    """Fingerprint every architecture of the installed libraries."""
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for architecture in architectures():
+        free_and_shapes = _free(architecture)
+        if free_and_shapes is not None:
+            free, shapes = free_and_shapes
+            by_hash = groups.setdefault(free, {})
+            by_hash.setdefault(_fingerprint(shapes, free), []).append(str(architecture))
+        _probe.cache_clear()
+    entries = [{"free": list(free), "architectures": groups[free]} for free in sorted(groups)]
+    versions = {name: version(name) for name in ("timm", "torchvision")}
+    lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+    path.write_text(f'{{"versions":{json.dumps(versions)},"fingerprints":[\n{lines}\n]}}\n')
+
+
+def _free(architecture: Architecture) -> tuple[tuple[str, ...], Shapes] | None:
+    """Names whose shape follows class count, channel count or image size, and all shapes."""
+    pair = _probe(architecture)
+    if pair is None:
+        return None
+    first, second = pair
+    free = {name for name in first if first[name] != second[name]}
+    channels, height, width = architecture.defaults().input_size
+    try:
+        doubled = _built(architecture, _CLASSES[0], (channels, 2 * height, 2 * width))
+    except ModelError:  # its size is fixed
+        doubled = first
+    if doubled.keys() == first.keys():
+        free |= {name for name in first if first[name] != doubled[name]}
+    return tuple(sorted(free)), first
+
+
+if __name__ == "__main__":
+    write_index()
