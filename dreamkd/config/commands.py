@@ -27,7 +27,7 @@ class ModelConfig:
         None, group=_MODEL, minimum=1, help="number of classes, else from the weights"
     )
     input_size: tuple[int, ...] = option(
-        (), group=_MODEL, minimum=1, help="H, or C,H,W, in pixels, else the model's own"
+        (), group=_MODEL, minimum=1, help="C,H,W in pixels (H alone: 3,H,H), else the model's own"
     )
     mean: tuple[float, ...] = option(
         (), group=_MODEL, help="normalisation mean per channel in [0,1], else the model's own"
@@ -48,10 +48,11 @@ class ModelConfig:
 
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `dreamkd.models.load`; what was not given is None."""
+        size = self.input_size
         return {
             "arch": self.arch,
             "num_classes": self.num_classes,
-            "input_size": self.input_size or None,
+            "input_size": ((3, *size, *size) if len(size) == 1 else size) or None,
             "mean": self.mean or None,
             "std": self.std or None,
             "trust_pickle": self.trust_pickle,
@@ -285,15 +286,6 @@ class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputCo
         (),
         group=_IMAGES,
         help="independent model(s), comma-separated, whose agreement with the labels is recorded",
-    )
-    verifier_mean: tuple[float, ...] = option(
-        (), group=_IMAGES, help="normalisation mean of verifiers whose file does not hold it"
-    )
-    verifier_std: tuple[float, ...] = option(
-        (),
-        group=_IMAGES,
-        above=0,
-        help="normalisation std of verifiers whose file does not hold it",
     )
     out: str | None = option(
         None, group=_RUN, identity=False, help="run folder; else runs/invert-MODEL-N, N counting up"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import reprlib
 import tomllib
 import types
 import typing
@@ -24,6 +25,11 @@ from typing import Any, TypeVar
 from dreamkd.errors import ConfigError, nearest
 
 AUTO = "auto"
+
+_FILE_LIMIT = 2**24
+
+#: No whole number is larger: torch counts in 64 bits.
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +100,13 @@ class OptionField:
         o = self.option
         if o.choices:
             return "|".join(o.choices)
-        bounds = [f">{o.above:g}"] if o.above is not None else []
+        bounds = [f">{_bound(o.above)}"] if o.above is not None else []
         if o.minimum is not None and o.maximum is not None:
-            bounds.append(f"{o.minimum:g}..{o.maximum:g}")
+            bounds.append(f"{_bound(o.minimum)}..{_bound(o.maximum)}")
         elif o.minimum is not None:
-            bounds.append(f">={o.minimum:g}")
+            bounds.append(f">={_bound(o.minimum)}")
         elif o.maximum is not None:
-            bounds.append(f"<={o.maximum:g}")
+            bounds.append(f"<={_bound(o.maximum)}")
         return " and ".join(bounds) + (" or auto" if o.auto and bounds else "")
 
     def parse(self, value: Any) -> Any:
@@ -108,32 +114,35 @@ class OptionField:
 
         Raises: ConfigError: wrong type or out of range; the line names the flag and what is legal.
         """
-        if value is None and isinstance(self.type, types.UnionType):
+        if value is None and type(None) in typing.get_args(self.type):
             return None
         if self.is_list:
-            items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+            items = value.split(",") if isinstance(value, str) else value
+            items = items if isinstance(items, (list, tuple)) else [items]
             return tuple(self._parse_one(item) for item in items)
         return self._parse_one(value)
 
     def _parse_one(self, value: Any) -> Any:
         if self.option.auto and value == AUTO:
             return AUTO
-        parsed = self._convert(value)
+        parsed, shown = self._convert(value), reprlib.repr(value)
         o = self.option
         if o.choices and parsed not in o.choices:
             raise ConfigError(
-                f"{self.flag}: {value!r} is not one of {', '.join(o.choices)}"
+                f"{self.flag}: {shown} is not one of {', '.join(o.choices)}"
                 f"{nearest(str(value), o.choices)}"
             )
         if isinstance(parsed, float) and not math.isfinite(parsed):
-            raise ConfigError(f"{self.flag}: {value!r} is not a finite number")
+            raise ConfigError(f"{self.flag}: {shown} is not a finite number")
+        if self.kind is int and abs(parsed) > LARGEST:
+            raise ConfigError(f"{self.flag}: {shown} is out of range; it has more than 64 bits")
         if self.kind in (int, float) and not self._within(parsed):
-            raise ConfigError(f"{self.flag}: {value!r} is out of range; legal: {self.legal}")
+            raise ConfigError(f"{self.flag}: {shown} is out of range; legal: {self.legal}")
         return parsed
 
     def _convert(self, value: Any) -> Any:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        wrong = ConfigError(f"{self.flag}: {value!r} is not {names[self.kind]}")
+        wrong = ConfigError(f"{self.flag}: {reprlib.repr(value)} is not {names[self.kind]}")
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise wrong
@@ -142,6 +151,8 @@ class OptionField:
             raise wrong
         if self.kind is int and isinstance(value, float):
             raise wrong
+        if self.kind is str and (value == "" or "\0" in str(value)):
+            raise wrong  # neither a name nor a path
         try:
             return self.kind(value)
         except (ValueError, OverflowError):
@@ -154,6 +165,10 @@ class OptionField:
             and (o.maximum is None or value <= o.maximum)
             and (o.above is None or value > o.above)
         )
+
+
+def _bound(value: float) -> str:
+    return "2^63-1" if value == LARGEST else f"{value:g}"
 
 
 Config = TypeVar("Config")
@@ -206,11 +221,15 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises: ConfigError: missing, unreadable, or not a table of settings.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_FILE_LIMIT + 1)
+        if len(content) > _FILE_LIMIT:
+            raise ConfigError(f"--config {path}: larger than 16 MiB, so not a file of settings")
+        text = content.decode("utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise ConfigError(f"--config {path}: not valid TOML or JSON ({error})") from None
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]

@@ -1,0 +1,56 @@
+"""The command line: arguments in, one workflow, a result on stdout, an exit code.
+
+This file is what happens around a command: errors become one line and a code, signals become a
+request to stop. Nothing here imports torch, so that `dreamkd --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from dreamkd.cli.options import Request, parse
+from dreamkd.cli.signals import StopRequest
+from dreamkd.cli.streams import one_line, prepare_streams
+from dreamkd.errors import DreamkdError, Stopped
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments without the program's name; `sys.argv[1:]` if None.
+    Returns: the exit code, one of `dreamkd.errors.EXIT_CODES`.
+    """
+    prepare_streams()
+    stop = StopRequest()
+    try:
+        with stop.listening():
+            request = parse(sys.argv[1:] if argv is None else argv)
+            return request if isinstance(request, int) else _run(request, stop)
+    except Stopped as stopped:
+        return _end(f"stopped: {stopped}", stop.exit_code or stopped.exit_code)
+    except DreamkdError as error:
+        return _end(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        code = stop.exit_code or 130
+        return _end("terminated" if code == 143 else "interrupted", code)
+    except Exception:
+        # Ours to mend: the whole traceback, for the report.
+        traceback.print_exc(file=sys.stderr)
+        return 1
+
+
+def _run(request: Request, stop: StopRequest) -> int:
+    from dreamkd.cli.commands import run  # here, because it imports rich, and torch when called
+
+    run(request.command, request.config, should_stop=stop)
+    return 0
+
+
+def _end(line: str, code: int) -> int:
+    print(one_line(f"dreamkd: {line}"), file=sys.stderr)
+    return code

@@ -1,0 +1,140 @@
+"""The four commands: settings in, one call of a workflow, a result out.
+
+Workflows, and with them torch, are imported inside the functions, so that help and refusals of
+wrong options are instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+
+from dreamkd.cli import tables
+from dreamkd.cli.display import display
+from dreamkd.cli.streams import document, write_result
+from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfig, options
+from dreamkd.errors import DreamkdError, NoBatchNormError
+from dreamkd.events import Note, OnEvent
+
+if TYPE_CHECKING:
+    from dreamkd.data import Preprocessing
+    from dreamkd.models import Classifier
+
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, for programs and for people, and the error it amounts to."""
+
+    document: dict[str, Any]
+    tables: tuple[RenderableType, ...]
+    error: DreamkdError | None = None
+
+
+def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
+    """Run a command and print its result on stdout, everything else on stderr.
+
+    Raises: DreamkdError: what the workflow raises, or what its result amounts to.
+    """
+    with _silent(config.quiet), display(quiet=config.quiet) as on_event:
+        if config.verbose:
+            for field in options(type(config)):
+                on_event(Note(f"{field.name} = {getattr(config, field.name)}"))
+        answer = RUN[command](config, on_event=on_event, should_stop=should_stop)
+    write_result(document(answer.document) if config.json else tables.text(*answer.tables))
+    if answer.error is not None:
+        raise answer.error
+
+
+def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
+    """List the batch-norm layers of a model and say whether it can be inverted."""
+    del should_stop  # seconds of work and nothing to save
+    from dreamkd import inspection, models
+
+    classifier = models.load(
+        config.model, pretrained=not config.no_pretrained, **config.load_arguments()
+    )
+    on_event(Note(classifier.card.source))
+    found = inspection.inspect(classifier)
+    error = None if found.layers else NoBatchNormError(found.verdict)
+    return Answer(found.to_json(), tables.inspection(found), error)
+
+
+def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
+    """Measure a model on labelled images."""
+    del should_stop  # nothing to save
+    from dreamkd import data, evaluation, models
+    from dreamkd.engine import Runtime
+
+    runtime = Runtime.settle(config)
+    classifier = models.load(config.model, **config.load_arguments())
+    on_event(Note(classifier.card.source))
+    teacher = None
+    if config.teacher is not None:
+        teacher = models.load(config.teacher, trust_pickle=config.trust_pickle)
+        on_event(Note(f"teacher: {teacher.card.source}"))
+    images = data.open_images(config.data, preprocessing=_preprocessing(config, classifier))
+    on_event(Note(f"{images.source}; {runtime.describe()}"))
+    with runtime.active():
+        found = evaluation.evaluate(
+            classifier,
+            images,
+            teacher=teacher,
+            device=runtime.device,
+            precision=runtime.precision,
+            batch_size=config.batch_size,
+            on_event=on_event,
+        )
+    result = {"model": dataclasses.asdict(classifier.card), **found.to_json(), **runtime.settings()}
+    if not config.per_class:
+        del result["per_class"]
+    return Answer(result, tables.evaluation(found, per_class=config.per_class))
+
+
+def invert(config: InvertConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
+    """Turn a trained classifier into images."""
+    from dreamkd.inversion import invert as workflow
+
+    result = workflow(config, on_event=on_event, should_stop=should_stop).to_json()
+    return Answer(result, (tables.facts(result),))
+
+
+def distill(config: DistillConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
+    """Train a student without data."""
+    from dreamkd.distillation import distill as workflow
+
+    result = workflow(config, on_event=on_event, should_stop=should_stop).to_json()
+    return Answer(result, (tables.facts(result),))
+
+
+def _preprocessing(config: EvalConfig, classifier: Classifier) -> Preprocessing:
+    """The model's own, with what the user overrides."""
+    from dreamkd.data import Preprocessing
+
+    given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
+    own = Preprocessing.of(classifier.card)
+    return dataclasses.replace(own, **{k: v for k, v in given.items() if v is not None})
+
+
+@contextmanager
+def _silent(quiet: bool) -> Iterator[None]:
+    """With --quiet, libraries do not warn either."""
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        yield
+
+
+RUN: dict[str, Callable[..., Answer]] = {
+    "inspect": inspect,
+    "invert": invert,
+    "distill": distill,
+    "eval": evaluate,
+}

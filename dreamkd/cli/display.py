@@ -1,0 +1,135 @@
+"""What workflows say while they work, on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dreamkd import events
+from dreamkd.cli.streams import one_line
+from dreamkd.events import Event, Finished, Hint, Note, OnEvent
+
+#: A plain line of progress is written at most this often, in seconds.
+INTERVAL = 10.0
+
+
+@contextmanager
+def display(*, quiet: bool) -> Iterator[OnEvent]:
+    """The listener that suits stderr, for as long as the block lasts."""
+    if quiet:
+        yield events.ignore
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bars() as bars:
+            yield Bars(bars)
+    else:
+        yield Lines()
+
+
+class Lines:
+    """Progress as plain lines: one when a phase begins, then one every `INTERVAL` seconds."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._phases: dict[str, tuple[int, float]] = {}  # phase -> (done, time) when first seen
+        self._written = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.Progress):
+            self._progress(event)
+        else:
+            if isinstance(event, Finished):
+                self._phases.pop(event.phase, None)
+            _write(_text(event))
+
+    def _progress(self, event: events.Progress) -> None:
+        now = self._clock()
+        begins = event.phase not in self._phases
+        if not begins and now - self._written < INTERVAL:
+            return
+        self._written = now
+        done, since = self._phases.setdefault(event.phase, (event.done, now))
+        parts = [f"{event.phase}: {event.done}/{event.total} {event.unit}"]
+        if event.done > done and now > since:
+            rate = (event.done - done) / (now - since)
+            parts.append(f"{duration((event.total - event.done) / rate)} left")
+        _write(", ".join([*parts, *_terms(event.terms)]))
+
+
+class Bars:
+    """Progress as one live bar per phase, gone when the phase ends."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.Progress):
+            self._progress(event)
+            return
+        if isinstance(event, Finished) and event.phase in self._tasks:
+            self._bars.remove_task(self._tasks.pop(event.phase))
+        style = "yellow" if isinstance(event, Hint) else ""
+        self._bars.console.print(Text(one_line(_text(event)), style=style), soft_wrap=True)
+
+    def _progress(self, event: events.Progress) -> None:
+        if event.phase not in self._tasks:
+            self._tasks[event.phase] = self._bars.add_task(one_line(event.phase))
+        self._bars.update(
+            self._tasks[event.phase],
+            completed=event.done,
+            total=event.total,
+            unit=event.unit,
+            terms="  ".join(_terms(event.terms)),
+        )
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minutes} min {rest:02} s"
+    days, hours = divmod(hours, 24)
+    return f"{hours} h {minutes:02} min" if days == 0 else f"{days} d {hours} h"
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}", style="dim", markup=False),
+        console=Console(stderr=True, highlight=False, emoji=False),
+        transient=True,
+        refresh_per_second=4,  # the cores have other work
+    )
+
+
+def _text(event: Note | Hint | Finished) -> str:
+    if isinstance(event, Finished):
+        return f"{event.phase}: done in {duration(event.seconds)}"
+    return f"hint: {event.text}" if isinstance(event, Hint) else event.text
+
+
+def _terms(terms: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in terms.items()]
+
+
+def _write(line: str) -> None:
+    # A reader of stderr that has gone away must not end a run of days.
+    with suppress(OSError, ValueError):
+        print(one_line(line), file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM: the first asks, the second insists."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+_ASKED = b"\ndreamkd: stopping as soon as the state is saved; once more stops at once\n"
+
+
+class StopRequest:
+    """The callable `should_stop` that a workflow polls, set by the first SIGINT or SIGTERM.
+
+    A workflow that sees True saves its state and raises `Stopped`. Until someone has polled, nobody
+    would hear a request (a download, an import, a command without state): then the first signal
+    stops at once, as the second one always does, by a KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._polled = False
+        self._owner = os.getpid()
+
+    def __call__(self) -> bool:
+        """Whether the user or the machine asked to stop."""
+        self._polled = True
+        return self._signal is not None
+
+    @property
+    def exit_code(self) -> int | None:
+        """130 after SIGINT, 143 after SIGTERM, None if no signal came."""
+        return None if self._signal is None else 128 + self._signal
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receive signals while the block lasts; a signal that is ignored (nohup) stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread only
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
+        for number in heard:
+            signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            for number, was in heard.items():
+                signal.signal(number, was)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if os.getpid() != self._owner:  # a forked worker dies of it, as it would without us
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        insists = self._signal is not None or not self._polled
+        self._signal = self._signal or number
+        if insists:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one needs no cooperation
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        # Not print(): the signal may have interrupted a write to the same buffered stream.
+        with suppress(AttributeError, OSError, ValueError):
+            os.write(sys.stderr.fileno(), _ASKED)

@@ -1,0 +1,66 @@
+"""stdout and stderr that never raise for what they are connected to, and text that is safe there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from typing import Any
+
+from dreamkd.errors import RunError
+
+
+def prepare_streams() -> None:
+    """Make the standard streams usable: closed ones swallow, unencodable characters become `?`."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Otherwise the next file opened, perhaps a shard, would be the new stdin or stderr.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def write_result(text: str) -> None:
+    """Write to stdout. A reader that has gone away (`| head`) is no error.
+
+    Raises: RunError: stdout cannot be written, for instance on a full disk.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise RunError(f"stdout cannot be written: {error.strerror}") from None
+
+
+def document(result: dict[str, Any]) -> str:
+    """One JSON document in ASCII, with a newline; NaN and infinity, unknown to JSON, become null."""
+    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks or control characters.
+
+    Names come from other people's files: a terminal must not obey them.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
