@@ -1,0 +1,1 @@
+"""Knowledge distillation without the data: DeepInversion and Adaptive DeepInversion."""

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dreamkd.errors import NoBatchNormError
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -112,6 +114,37 @@ def statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Statisti
     offset = centred.mean(dims)
     var = (centred.square().mean(dims) - offset.square()).clamp_min(0)
     return Statistics(offset + running_mean.float(), var, running_mean.float(), running_var.float())
+
+
+def condition(layer: Layer) -> str:
+    """`usable`, `untrained` (mean 0, var 1 everywhere) or `broken` (not finite, variance <= 0)."""
+    mean, var = layer.running_mean, layer.running_var
+    if not (bool(mean.isfinite().all()) and bool(var.isfinite().all()) and bool((var > 0).all())):
+        return "broken"
+    if bool((mean == 0).all()) and bool((var == 1).all()):
+        return "untrained"
+    return "usable"
+
+
+def require_statistics(model: nn.Module, *, name: str) -> None:
+    """Refuse a network whose statistics R_feature cannot match.
+
+    Raises: NoBatchNormError: no layer holds running statistics, one is broken, or all are untrained.
+    """
+    found = layers(model)
+    conditions = [condition(layer) for layer in found]
+    if not found:
+        reason = "it has no batch-norm layer"
+    elif "broken" in conditions:
+        layer = found[conditions.index("broken")]
+        reason = f"the running statistics of {layer.name} are broken (NaN, or variance <= 0)"
+    elif "usable" not in conditions:
+        reason = f"all {len(found)} batch-norm layers look untrained (mean 0, variance 1)"
+    else:
+        return
+    raise NoBatchNormError(
+        f"{name}: {reason}, so R_feature has nothing to match; --method deepdream works without it"
+    )
 
 
 class Watch:

@@ -8,10 +8,10 @@ The hooks and the compiled graph are set up once and serve every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor
@@ -29,11 +29,10 @@ from dreamkd.engine import (
     rate,
     to_uint8,
 )
-from dreamkd.events import OnEvent, ignore
+from dreamkd.errors import Stopped
+from dreamkd.events import OnEvent, Progress, ignore
 from dreamkd.images import Pixels
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from dreamkd.models import Card, Classifier
+from dreamkd.models import Card, Classifier
 
 #: Steps between two looks at the terms: each look is a host sync.
 _LOOK = 25
@@ -58,6 +57,33 @@ class Batch:
     confidences: Tensor  # float32 (B,): the teacher's probability of the label
     r_feature: float  # of the kept images, unweighted; 0 without batch norm
     terms: dict[str, float]  # weighted terms of the last step
+
+    def facts(
+        self, *, class_names: Sequence[str], predictions: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        """One record per image: class, the teacher's view of it, the verifiers' top-1."""
+        return [
+            {
+                "class_name": class_names[label] if class_names else str(label),
+                "teacher_top1": int(self.predictions[i]),
+                "teacher_probability": round(float(self.confidences[i]), 6),
+                "verifiers": {name: int(top1[i]) for name, top1 in predictions.items()},
+            }
+            for i, label in enumerate(self.labels.tolist())
+        ]
+
+    def summary(self, *, predictions: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The batch's line in the manifest: terms, R_feature, percent classified as asked."""
+
+        def percent(top1: Tensor) -> float:
+            return round(100 * float((top1 == self.labels).float().mean()), 4)
+
+        return {
+            "terms": {name: round(value, 6) for name, value in self.terms.items()},
+            "r_feature": round(self.r_feature, 4),
+            "teacher_top1": percent(self.predictions),
+            "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
+        }
 
 
 class Synthesiser:
@@ -91,9 +117,10 @@ class Synthesiser:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._model = self._stack.enter_context(frozen(self.teacher.module))
+        device = self.runtime.device
+        self._model = self._stack.enter_context(frozen(self.teacher.module.to(device)))
         if self._rival is not None:
-            self._stack.enter_context(frozen(self._rival.student.module))
+            self._stack.enter_context(frozen(self._rival.student.module.to(device)))
         self._watched = self._stack.enter_context(watch(self._model))
         self._stack.enter_context(self.runtime.active())
         self._step: Callable[[Tensor, Roll, Tensor], Tensor] = self._terms
@@ -189,15 +216,13 @@ class Synthesiser:
         if self._rival is not None:
             student = self._rival.student
             theirs = student.module(renormalise(inputs, self.teacher.card, student.card))
-            disagreement = losses.competition(
-                logits, theirs, temperature=self._rival.temperature
-            )
+            disagreement = losses.competition(logits, theirs, temperature=self._rival.temperature)
             terms.append(self._rival.weight * disagreement)
         return torch.stack(terms)
 
     @torch.no_grad()
     def _keep(self, x: Tensor, labels: Tensor, terms: dict[str, float]) -> Batch:
-        """Round the images as they will be stored, and measure those: the step saw unrounded ones."""
+        """Round the images as they will be stored, and measure those."""
         card = self.teacher.card
         images = to_uint8(x, mean=card.mean, std=card.std)
         logits = self._model(normalise(images, mean=card.mean, std=card.std))
@@ -213,16 +238,29 @@ class Synthesiser:
         )
 
 
+def watcher(
+    phase: str, config: ImageConfig, on_event: OnEvent, should_stop: Callable[[], bool]
+) -> Callable[[int, dict[str, float]], None]:
+    """An `on_step` that reports progress and stops when asked: the batch is then made again.
+
+    Raises (when called): Stopped.
+    """
+
+    def watch_step(step: int, terms: dict[str, float]) -> None:
+        on_event(Progress(phase, step, int(config.image_steps), "steps", terms))
+        if should_stop():
+            raise Stopped("finished batches are kept; the same command continues")
+
+    return watch_step
+
+
 def renormalise(inputs: Tensor, source: Card, target: Card) -> Tensor:
     """Inputs of one network as inputs of another: x * std_s + mean_s, then (x - mean_t) / std_t."""
     if (source.mean, source.std) == (target.mean, target.std):
         return inputs
     scale = _per_channel([a / b for a, b in zip(source.std, target.std, strict=True)], inputs)
     offset = _per_channel(
-        [
-            (m - n) / t
-            for m, n, t in zip(source.mean, target.mean, target.std, strict=True)
-        ],
+        [(m - n) / t for m, n, t in zip(source.mean, target.mean, target.std, strict=True)],
         inputs,
     )
     return inputs * scale + offset

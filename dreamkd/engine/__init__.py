@@ -3,7 +3,6 @@
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.guards import check_finite
 from dreamkd.engine.modules import frozen, normalise, to_uint8
-from dreamkd.engine.randomness import generator_for
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
 
@@ -12,7 +11,6 @@ __all__ = [
     "check_finite",
     "compile_step",
     "frozen",
-    "generator_for",
     "normalise",
     "rate",
     "to_uint8",

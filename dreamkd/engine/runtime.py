@@ -72,7 +72,9 @@ def _device(wanted: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
-        raise ConfigError(f"--device: {wanted!r} is not here; this machine has {count} CUDA devices")
+        raise ConfigError(
+            f"--device: {wanted!r} is not here; this machine has {count} CUDA devices"
+        )
     return f"cuda:{index}"
 
 

@@ -1,0 +1,94 @@
+"""The synthesised images of a run: shard k holds batch k, the manifest vouches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamkd import contactsheet, shards
+from dreamkd.errors import DataError
+from dreamkd.events import Hint, OnEvent, ignore
+from dreamkd.runs import Run
+
+_SHEET_COLUMNS, _SHEET_IMAGES = 10, 100
+
+
+class Bank:
+    """Append-only batches of uint8 images in a run folder."""
+
+    def __init__(self, run: Run, *, on_event: OnEvent = ignore) -> None:
+        self._run = run
+        self._on_event = on_event
+        self._lines = {line["batch"]: line for line in run.lines}
+
+    def holds(self, k: int) -> bool:
+        """Whether batch `k` is there and intact; a damaged shard is named and counts as missing."""
+        if k not in self._lines:
+            return False
+        try:
+            shards.verify(self._path(k), _shard(self._lines[k]))
+        except DataError as error:
+            self._on_event(Hint(f"batch {k} is made again: {error}"))
+            return False
+        return True
+
+    def add(
+        self,
+        k: int,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        start: int,
+        facts: Sequence[Mapping[str, Any]],
+        line: Mapping[str, Any],
+    ) -> None:
+        """Write batch `k` as a shard, then its manifest line.
+
+        Args:
+            images: uint8 (B, C, H, W). labels: int64 (B,).
+            start: number of the batch's first image in the run; images are keyed by it.
+            facts: one record per image. line: what the manifest says of the batch.
+        Raises: RunError: no room, or the folder is not writable; what was there before is intact.
+        """
+        records = [{"key": f"{start + i:08d}", **fact} for i, fact in enumerate(facts)]
+        shard = shards.write(self._path(k), images, labels.tolist(), records)
+        if k not in self._lines:
+            self._lines[k] = {"batch": k, "start": start, **shard.to_json(), **line}
+            self._run.add_line(self._lines[k])
+
+    def read(self, k: int) -> tuple[Tensor, Tensor]:
+        """Batch `k`: uint8 (B, C, H, W) and int64 (B,)."""
+        samples = list(shards.read(self._path(k)))
+        images = torch.stack([shards.decode(sample.png, name=sample.key) for sample in samples])
+        return images, torch.tensor([sample.label for sample in samples])
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Manifest lines in order of their batches."""
+        return [self._lines[k] for k in sorted(self._lines)]
+
+    def write_contact_sheet(self) -> Path:
+        """Put the first images on one page, sorted by class: `contact-sheet.png`."""
+        images, labels = [], []
+        for k in sorted(self._lines):
+            if sum(map(len, images)) >= _SHEET_IMAGES:
+                break
+            batch = self.read(k)
+            images.append(batch[0])
+            labels.append(batch[1])
+        every_image, every_label = torch.cat(images), torch.cat(labels)
+        order = every_label[:_SHEET_IMAGES].argsort(stable=True)
+        path = self._run.folder / "contact-sheet.png"
+        contactsheet.write(path, every_image[order], columns=_SHEET_COLUMNS)
+        return path
+
+    def _path(self, k: int) -> Path:
+        return self._run.shards / f"shard-{k:06d}.tar"
+
+
+def _shard(line: Mapping[str, Any]) -> shards.Shard:
+    return shards.Shard(line["shard"], line["count"], line["sha256"], line["pixels_sha256"])

@@ -1,0 +1,38 @@
+"""Many images on one page, to look at."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dreamkd.files import write_atomically
+
+#: Small images are enlarged to about this many pixels a side, by a whole factor.
+_SHOWN_SIDE = 64
+
+
+def write(path: Path, images: Tensor, *, columns: int) -> None:
+    """Write uint8 `images` (N, C, H, W) as one PNG, row by row, with a thin border between.
+
+    Raises: RunError: the file cannot be written.
+    """
+    _, channels, height, width = images.shape
+    factor = max(1, _SHOWN_SIDE // max(height, width))
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    height, width = height * factor, width * factor
+    gap = 2
+    rows = math.ceil(len(images) / columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    page = np.full(shape, 255, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top = number // columns * (height + gap)
+        left = number % columns * (width + gap)
+        page[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(page.squeeze(2) if channels == 1 else page).save(buffer, "PNG", optimize=True)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,148 @@
+"""`dreamkd invert`: a trained classifier turned into shards of images.
+
+Batch k is a pure function of (settings, teacher, k) and shard k holds it, so that resuming is making
+the batches that are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamkd import batchnorm, models
+from dreamkd.bank import Bank
+from dreamkd.config import InvertConfig
+from dreamkd.errors import ConfigError
+from dreamkd.events import Finished, Note, OnEvent, ignore
+from dreamkd.labels import label_range, parse_classes, plan_batches
+from dreamkd.preparation import prepare
+from dreamkd.randomness import generator_for
+from dreamkd.runs import default_folder, open_run, requested_settings
+from dreamkd.synthesis import Synthesiser, watcher
+from dreamkd.verification import Verifiers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """What `invert` made."""
+
+    out: str
+    images: int
+    shards: int
+    r_feature: float  # mean over batches, of the kept images; 0 without batch norm
+    teacher_top1: float  # percent of images that the teacher classifies as asked
+    verifiers: dict[str, float]  # percent, by verifier
+    seconds: float  # of work by this process
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def invert(
+    config: InvertConfig,
+    *,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Inversion:
+    """Synthesise `per_class` images of every class into a run folder; resume it if it is there.
+
+    Raises:
+        ConfigError: an option does not fit the model.
+        ModelError: a model cannot be loaded.
+        NoBatchNormError: the method needs statistics that the model does not hold.
+        RunError: the folder holds a different run, is locked or cannot be written.
+        DivergedError: a term became NaN or infinite.
+        Stopped: `should_stop` said so; the same call goes on.
+    """
+    began = time.perf_counter()
+    teacher = models.load(config.model, **config.load_arguments())
+    on_event(Note(f"teacher: {teacher.card.source}"))
+    if config.method != "deepdream":
+        batchnorm.require_statistics(teacher.module, name=teacher.card.architecture)
+    verifiers = Verifiers.load(config.verifier, teacher=teacher, on_event=on_event)
+    card = teacher.card
+    classes = parse_classes(
+        config.classes, num_classes=card.num_classes, class_names=card.class_names
+    )
+    count = len(classes) * config.per_class
+    if count < 2:
+        raise ConfigError("--per-class: batch statistics need at least 2 images in all")
+    requested = requested_settings(config)
+    folder = Path(config.out) if config.out else default_folder("invert", config.model, requested)
+    with open_run(folder) as run, ExitStack() as stack:
+        config, runtime = prepare(
+            run, config, teacher=teacher, batches=lambda c: _deal(count, c.image_batch_size)
+        )
+        on_event = run.listener(on_event)
+        on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
+        bank = Bank(run, on_event=on_event)
+        plan = _deal(count, config.image_batch_size, made=bank.lines)
+        missing = [k for k in range(len(plan)) if not bank.holds(k)]
+        if missing:
+            stack.enter_context(verifiers.on(runtime.device))
+            synthesiser = stack.enter_context(
+                Synthesiser(
+                    teacher,
+                    config,
+                    runtime=runtime,
+                    statistics=config.method != "deepdream",
+                    compiled=config.compile == "on",
+                    on_event=on_event,
+                )
+            )
+        for k in missing:
+            start, stop = plan[k]
+            batch = synthesiser.batch(
+                label_range(classes, start, stop, seed=config.seed),
+                generator=generator_for(config.seed, "batch", k),
+                on_step=watcher(f"batch {k + 1} of {len(plan)}", config, on_event, should_stop),
+            )
+            predictions = verifiers.predictions(batch.images)
+            bank.add(
+                k,
+                batch.images,
+                batch.labels,
+                start=start,
+                facts=batch.facts(class_names=card.class_names, predictions=predictions),
+                line=batch.summary(predictions=predictions),
+            )
+            bank.write_contact_sheet()
+        result = _result(bank, folder, time.perf_counter() - began)
+        run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
+        on_event(Finished("invert", result.seconds))
+    return result
+
+
+def _deal(
+    count: int, size: int | str, *, made: Sequence[Mapping[str, Any]] = ()
+) -> list[tuple[int, int]]:
+    """Batches [start, stop) of images 0..count-1; those already made stay as they are."""
+    ranges = [(line["start"], line["start"] + line["count"]) for line in made]
+    return plan_batches(count, int(size), made=ranges)
+
+
+def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:
+    lines = bank.lines
+    images = sum(line["count"] for line in lines)
+
+    def mean(values: Sequence[float]) -> float:
+        """Over images: every batch counts by its size."""
+        return sum(v * line["count"] for v, line in zip(values, lines, strict=True)) / images
+
+    return Inversion(
+        out=str(folder),
+        images=images,
+        shards=len(lines),
+        r_feature=mean([line["r_feature"] for line in lines]),
+        teacher_top1=mean([line["teacher_top1"] for line in lines]),
+        verifiers={
+            name: mean([line["verifiers"][name] for line in lines])
+            for name in lines[0]["verifiers"]
+        },
+        seconds=seconds,
+    )

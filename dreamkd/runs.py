@@ -1,0 +1,252 @@
+"""The run folder: identity, lock, manifest, state.
+
+resolved.json    what the run is: every setting decided, the teacher's hash, versions
+manifest.jsonl   one line per finished shard; what another run would write again, byte for byte
+shards/          the images
+state-*.safetensors   a network in training, for resuming
+result.json      the outcome, once finished
+events.jsonl, progress.json, env.json   times, host, progress: never compared
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamkd import checkpoint
+from dreamkd.errors import RunError
+from dreamkd.events import Event, OnEvent, Progress
+from dreamkd.files import write_atomically
+
+_PROGRESS_EVERY = 2.0  # seconds between two writes of progress.json
+
+
+class Run:
+    """A locked run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.resolved: dict[str, Any] | None = _read_json(folder / "resolved.json")
+        self.lines = _read_lines(folder / "manifest.jsonl")
+        self._last_progress = 0.0
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the shards."""
+        return self.folder / "shards"
+
+    def resume(self, requested: Mapping[str, Any]) -> bool:
+        """Whether the folder holds this very run; False if it is new.
+
+        A setting agrees when it is what was asked for then, or what was decided then: `auto` and
+        the value it led to are the same wish.
+
+        Raises: RunError: it holds a different run; the line names every differing setting.
+        """
+        if self.resolved is None:
+            return False
+        then, decided = self.resolved["requested"], self.resolved["config"]
+        differing = [
+            f"{name} is {decided.get(name)!r} there and {value!r} here"
+            for name, value in requested.items()
+            if value not in (then.get(name), decided.get(name))
+        ]
+        if differing:
+            raise RunError(
+                f"{self.folder} holds a different run: {'; '.join(differing)}; choose another "
+                "--out, or give the same settings to continue it"
+            )
+        return True
+
+    def settle(self, resolved: Mapping[str, Any]) -> None:
+        """Write the run's identity."""
+        write_atomically(self.folder / "resolved.json", _pretty(resolved))
+        self.resolved = dict(resolved)
+        environment = {"host": platform.node(), "python": platform.python_version()}
+        environment |= {"system": platform.platform(), "cores": os.cpu_count()}
+        write_atomically(self.folder / "env.json", _pretty(environment))
+        self.shards.mkdir(exist_ok=True)
+
+    def require(self, name: str, value: Any) -> None:
+        """Check that a fact of this run is still what it was, such as the teacher's hash.
+
+        Raises: RunError: it is not.
+        """
+        assert self.resolved is not None
+        if self.resolved[name] != value:
+            raise RunError(
+                f"{self.folder} was made with {name} {_short(self.resolved[name])}, which is now "
+                f"{_short(value)}; choose another --out"
+            )
+
+    def add_line(self, line: Mapping[str, Any]) -> None:
+        """Append one line to the manifest, durably; the shard it names is already in place."""
+        data = (json.dumps(line, sort_keys=True, allow_nan=False) + "\n").encode()
+        path = self.folder / "manifest.jsonl"
+        try:
+            with open(path, "r+b" if path.exists() else "wb") as file:
+                file.seek(_whole_lines(path))  # over a line torn by a crash
+                file.write(data)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}") from error
+        self.lines.append(dict(line))
+
+    def save_state(
+        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """Replace `state-NAME.safetensors`; `facts` are JSON values beside the tensors."""
+        path = self.folder / f"state-{name}.safetensors"
+        checkpoint.write(path, dict(tensors), {"facts": json.dumps(facts, sort_keys=True)})
+
+    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest saved state of that name, or None."""
+        path = self.folder / f"state-{name}.safetensors"
+        if not path.exists():
+            return None
+        saved = checkpoint.read(path)
+        return saved.state, json.loads(saved.metadata["facts"])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`."""
+        write_atomically(self.folder / "result.json", _pretty(result))
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` wrote, or None."""
+        return _read_json(self.folder / "result.json")
+
+    def listener(self, on_event: OnEvent) -> OnEvent:
+        """`on_event`, with a copy of every event in the folder."""
+
+        def listen(event: Event) -> None:
+            now = time.time()
+            if isinstance(event, Progress):
+                if now - self._last_progress >= _PROGRESS_EVERY or event.done == event.total:
+                    self._last_progress = now
+                    _replace(self.folder / "progress.json", {"time": now, **asdict(event)})
+            else:
+                line = json.dumps({"time": now, "event": type(event).__name__, **asdict(event)})
+                with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            on_event(event)
+
+        return listen
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[Run]:
+    """Create or open a run folder and hold its lock while the block lasts.
+
+    The lock is the kernel's: it ends with the process that holds it, however that dies.
+
+    Raises: RunError: the folder cannot be made or written, is no run, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"--out {folder}: cannot be written ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(handle, 64, 0).decode(errors="replace").strip()
+            raise RunError(
+                f"{folder} is in use by process {holder or 'unknown'}; wait for it, or choose "
+                "another --out"
+            ) from None
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+        yield Run(folder)
+    finally:
+        os.close(handle)
+
+
+def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Path:
+    """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(model).stem if "/" in model else model)
+    number = 1
+    while (folder := Path("runs") / f"{command}-{stem}-{number}").exists():
+        resolved = _read_json(folder / "resolved.json")
+        same = resolved is not None and resolved.get("requested") == _as_json(requested)
+        if same and not (folder / "result.json").exists():
+            return folder
+        number += 1
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages whose arithmetic a run depends on."""
+    return {name: version(name) for name in ("dreamkd", "torch", "torchvision", "timm")}
+
+
+def requested_settings(config: Any) -> dict[str, Any]:
+    """The settings that make up a run's identity, as JSON values."""
+    return {
+        f.name: _as_json(getattr(config, f.name))
+        for f in fields(config)
+        if f.metadata["option"].identity
+    }
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _pretty(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _replace(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file that may be lost in a crash: no fsync."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); choose another --out") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: is not a run's; choose another --out")
+    return value
+
+
+def _whole_lines(path: Path) -> int:
+    """Length in bytes of the complete lines of a file."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a manifest; a torn last line counts as not written."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes()[: _whole_lines(path)].splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({error}); restore it or choose another --out") from None

@@ -1,0 +1,66 @@
+"""Independent networks that say whether a synthesised image shows its class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamkd import models
+from dreamkd.engine import frozen, normalise
+from dreamkd.errors import ModelError
+from dreamkd.events import Note, OnEvent
+from dreamkd.models import Classifier
+
+
+class Verifiers:
+    """Networks of the teacher's classes, by name."""
+
+    def __init__(self, networks: dict[str, Classifier]) -> None:
+        self._networks = networks
+        self._device = "cpu"
+
+    @classmethod
+    def load(cls, specs: Sequence[str], *, teacher: Classifier, on_event: OnEvent) -> Verifiers:
+        """Load every verifier.
+
+        Raises: ModelError: one cannot be loaded, or has other classes than the teacher.
+        """
+        networks = {}
+        for spec in specs:
+            network = models.load(spec)
+            on_event(Note(f"verifier: {network.card.source}"))
+            if network.card.num_classes != teacher.card.num_classes:
+                raise ModelError(
+                    f"--verifier {spec} has {network.card.num_classes} classes, the model has "
+                    f"{teacher.card.num_classes}"
+                )
+            networks[Path(spec).stem if "/" in spec else spec] = network
+        return cls(networks)
+
+    @contextmanager
+    def on(self, device: str) -> Iterator[None]:
+        """Hold the networks frozen on `device` while the block lasts."""
+        with ExitStack() as stack:
+            for network in self._networks.values():
+                stack.enter_context(frozen(network.module.to(device)))
+            self._device = device
+            yield
+
+    @torch.inference_mode()
+    def predictions(self, images: Tensor) -> dict[str, Tensor]:
+        """Top-1 of every verifier, int64 (B,), for uint8 images (B, C, H, W) in [0, 255]."""
+        found = {}
+        for name, network in self._networks.items():
+            card = network.card
+            x = images.to(self._device).float() / 255
+            if x.shape[1] != card.input_size[0]:
+                x = x.mean(1, keepdim=True).expand(-1, card.input_size[0], -1, -1)
+            if x.shape[2:] != card.input_size[1:]:
+                x = F.interpolate(x, card.input_size[1:], mode="bilinear", antialias=True)
+            found[name] = network.module(normalise(x, mean=card.mean, std=card.std)).argmax(1).cpu()
+        return found
