@@ -1,0 +1,66 @@
+"""Metrics against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dreamkd.metrics import Accuracy, Agreement, top_k_hits
+
+LOGITS = torch.tensor(
+    [
+        # guesses in order: 0 1 2, 2 1 0, 1 0 2, 1 2 0
+        [3.0, 2.0, 1.0],
+        [0.0, 1.0, 5.0],
+        [1.0, 2.0, 0.0],
+        [0.0, 9.0, 8.0],
+    ]
+)
+TARGETS = torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("k", "hits"),
+    [(1, [True, False, False, True]), (2, [True, True, False, True]), (3, [True] * 4)],
+)
+def test_top_k_hits(k, hits):
+    assert top_k_hits(LOGITS, TARGETS, k).tolist() == hits
+
+
+def test_accuracy_adds_batches():
+    accuracy = Accuracy(3)
+    for logits, targets in zip(LOGITS.split(3), TARGETS.split(3), strict=True):
+        accuracy.add(logits, targets)
+    assert accuracy.count == 4
+    assert accuracy.top1 == 50.0  # the first and the last
+    assert accuracy.per_class() == [(1, 1), (2, 1), (1, 0)]
+    assert (accuracy.top5_guesses, accuracy.top5) == (3, 100.0)
+
+
+def test_top_5_of_six_classes():
+    accuracy = Accuracy(6)
+    accuracy.add(torch.arange(6.0).repeat(4, 1), torch.tensor([0, 1, 5, 0]))
+    assert (accuracy.top1, accuracy.top5) == (25.0, 50.0)  # class 0 has the smallest logit
+
+
+def test_loss_is_the_mean_cross_entropy():
+    # softmax of (ln 3, 0) is (3/4, 1/4): -ln 3/4 and -ln 1/4, mean (2 ln 4 - ln 3) / 2
+    accuracy = Accuracy(2)
+    accuracy.add(torch.tensor([[math.log(3), 0.0]]), torch.tensor([0]))
+    accuracy.add(torch.tensor([[math.log(3), 0.0]]), torch.tensor([1]))
+    assert accuracy.loss == pytest.approx(math.log(4) - math.log(3) / 2, rel=1e-7)
+
+
+def test_half_precision_logits_are_summed_in_full():
+    accuracy = Accuracy(2)
+    for _ in range(40):
+        accuracy.add(torch.zeros(100, 2, dtype=torch.bfloat16), torch.zeros(100, dtype=torch.int64))
+    assert accuracy.loss == pytest.approx(math.log(2), rel=1e-6)  # 4,000 ln 2 is no bfloat16
+
+
+def test_agreement():
+    agreement = Agreement()
+    agreement.add(LOGITS[:2], LOGITS[:2].flip(1))  # 0 and 2, 2 and 0
+    agreement.add(LOGITS[2:], -LOGITS[2:])  # 1 and 2, 1 and 0
+    agreement.add(LOGITS, 2 * LOGITS)
+    assert agreement.percent == 50.0

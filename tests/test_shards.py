@@ -1,0 +1,329 @@
+"""Shards: the same bytes twice, read back by everyone, and nothing but `DataError` on damage."""
+
+import gc
+import io
+import json
+import struct
+import tarfile
+import warnings
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_dataset
+
+from dreamkd import shards
+from dreamkd.errors import DataError
+from dreamkd.files import sha256_file
+
+
+def batch(count: int = 3, channels: int = 3, side: int = 4, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, channels, side, side + 1)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = [(7 * i + 3) % 10 for i in range(count)]
+    records = [{"key": f"{seed:05d}_{i:03d}", "loss": 0.1 * i, "note": "é"} for i in range(count)]
+    return images, labels, records
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "shard-00000.tar"
+
+
+def attempt(function, argument):
+    """The result, or the message of the `DataError`; no other exception is caught."""
+    try:
+        return function(argument)
+    except DataError as error:
+        return str(error)
+
+
+def contents(path: Path):
+    return [(s.key, s.label, shards.decode(s.png).tolist()) for s in shards.read(path)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 5),
+    channels=st.sampled_from([1, 3]),
+    side=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_reads_back_what_was_written(tmp_path_factory, count, channels, side, seed):
+    path = tmp_path_factory.mktemp("shards") / "shard-00000.tar"
+    images, labels, records = batch(count, channels, side, seed)
+    shard = shards.write(path, images, labels, records)
+    samples = list(shards.read(path))
+    assert torch.equal(torch.stack([shards.decode(s.png) for s in samples]), images)
+    assert [s.label for s in samples] == labels
+    assert [s.record for s in samples] == [
+        {**record, "label": label} for record, label in zip(records, labels, strict=True)
+    ]
+    assert shard.count == count
+    assert shard.sha256 == sha256_file(path)
+    shards.verify(path, shard)
+
+
+def test_writing_again_gives_the_same_bytes(tmp_path: Path):
+    images, labels, records = batch()
+    first, second = tmp_path / "a.tar", tmp_path / "b.tar"
+    shards.write(first, images, labels, records)
+    reordered = [dict(reversed(record.items())) for record in records]
+    strided = images.contiguous(memory_format=torch.channels_last)
+    shards.write(second, strided, labels, reordered)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_members_lie_in_order_under_constant_headers(path: Path):
+    shards.write(path, *batch(2))
+    with tarfile.open(path) as tar:
+        found = tar.getmembers()
+    assert [m.name for m in found] == [
+        f"00000_{i:03d}.{suffix}" for i in range(2) for suffix in ("png", "cls", "json")
+    ]
+    headers = {(m.mode, m.uid, m.gid, m.uname, m.gname, m.mtime, m.type) for m in found}
+    assert headers == {(0o644, 0, 0, "", "", 0, tarfile.REGTYPE)}
+    assert path.read_bytes()[257:263] == b"ustar\0"
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pngs_are_grey_or_rgb(path: Path, channels, mode):
+    shards.write(path, *batch(1, channels))
+    assert Image.open(io.BytesIO(next(shards.read(path)).png)).mode == mode
+
+
+@contextmanager
+def files_left_open():
+    """Webdataset leaves its tars to the garbage collector, which warns where it finds them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
+        yield
+        gc.collect()
+
+
+def test_webdataset_reads_the_shards(path: Path):
+    images, labels, records = batch()
+    shards.write(path, images, labels, records)
+    with files_left_open():
+        dataset = webdataset.WebDataset(str(path), shardshuffle=False)
+        samples = list(dataset.decode("torchrgb8"))
+        del dataset
+    assert [s["__key__"] for s in samples] == [r["key"] for r in records]
+    assert [s["cls"] for s in samples] == labels
+    assert [s["json"]["note"] for s in samples] == ["é"] * 3
+    assert torch.equal(torch.stack([torch.as_tensor(s["png"]) for s in samples]), images)
+
+
+def test_timm_reads_the_shards(tmp_path: Path):
+    written = [batch(seed=seed) for seed in range(2)]
+    for k, arguments in enumerate(written):
+        shards.write(tmp_path / f"shard-{k:05d}.tar", *arguments)
+    with files_left_open():
+        dataset = create_dataset("wds/", tmp_path, split="shard-{00000..00001}.tar|6")
+        assert len(dataset) == 6
+        found = list(dataset)
+        del dataset
+    assert [label for _, label in found] == [y for _, labels, _ in written for y in labels]
+    pixels = torch.stack([torch.tensor(list(picture.tobytes())) for picture, _ in found])
+    images = torch.cat([images for images, _, _ in written])
+    assert torch.equal(pixels.view(6, 4, 5, 3).permute(0, 3, 1, 2), images)
+
+
+def test_another_encoder_is_told_from_damage(path: Path, monkeypatch):
+    images, labels, records = batch(side=16)
+    shard = shards.write(path, images // 64, labels, records)
+    monkeypatch.setattr(shards, "COMPRESS_LEVEL", 0)
+    other = shards.write(path, images // 64, labels, records)
+    assert other.sha256 != shard.sha256
+    assert other.pixels_sha256 == shard.pixels_sha256
+    with pytest.raises(DataError, match=r"shard-00000\.tar .* pixels and labels are intact"):
+        shards.verify(path, shard)
+    shards.write(path, images // 64 + 1, labels, records)
+    with pytest.raises(DataError, match=r"shard-00000\.tar .* images or labels are others"):
+        shards.verify(path, shard)
+    path.unlink()
+    with pytest.raises(DataError, match=r"shard-00000\.tar is missing"):
+        shards.verify(path, shard)
+
+
+def test_pixels_hash_depends_on_shape_and_labels():
+    images, labels, _ = batch()
+    first = shards.pixels_sha256(images, labels)
+    assert shards.pixels_sha256(images.flatten(2)[..., None], labels) != first
+    assert shards.pixels_sha256(images, [*labels[:-1], 0]) != first
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "shard-00000.tar"
+    return path, shards.write(path, *batch(2)), path.read_bytes(), contents(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_mutated_shard_is_refused_or_equal(written, data):
+    path, shard, whole, intact = written
+    start = data.draw(st.integers(0, 6 * 1024), label="start")  # 6 members of one block each
+    length = data.draw(st.integers(0, 600), label="length")
+    patch = data.draw(st.binary(max_size=4) | st.just(whole[512:1200]), label="patch")
+    mutated = whole[:start] + patch + whole[start + length :]
+    path.write_bytes(mutated)
+    found = attempt(contents, path)
+    assert path.name in found if isinstance(found, str) else found == intact
+    if mutated != whole:
+        with pytest.raises(DataError, match=path.name):
+            shards.verify(path, shard)
+
+
+@settings(max_examples=150, deadline=None)
+@given(bit=st.integers(0, 8 * 6 * 1024 - 1))
+def test_a_flipped_bit_never_changes_a_pixel_or_label(written, bit):
+    path, _, whole, intact = written
+    flipped = bytearray(whole)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    found = attempt(contents, path)
+    assert path.name in found if isinstance(found, str) else found == intact
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=600), st.integers(0, 80))
+def test_a_png_never_raises_anything_else(noise, position):
+    png = shards.encode(batch(1)[0][0])
+    for hostile in (noise, png[:position] + noise, png[:position] + noise + png[position:]):
+        found = attempt(shards.decode, hostile)
+        if isinstance(found, str):
+            assert found.startswith("image ")
+
+
+def tar_of(*entries: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in entries:
+            member = tarfile.TarInfo(name)
+            member.size, member.type = len(data), kind
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(bytes(64)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def sample(key="a", image=None, label=b"1", record=None) -> list[tuple[str, bytes]]:
+    image = shards.encode(batch(1)[0][0]) if image is None else image
+    record = json.dumps({"key": key, "label": 1}).encode() if record is None else record
+    return [(f"{key}.png", image), (f"{key}.cls", label), (f"{key}.json", record)]
+
+
+GOOD = sample()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is cut short"),
+        (b"PK\3\4" * 256, "is not an uncompressed tar"),
+        (tar_of(*GOOD)[:-10240], "is cut short"),
+        (tar_of(*GOOD)[:1000], "cut short"),
+        (tar_of(*GOOD)[: 3 * 1024], "is cut short: it ends at byte 3072 without an end mark"),
+        (tar_of(), "holds no images"),
+        (tar_of(*GOOD[:2]), "'a.cls' belongs to an image that is incomplete"),
+        (tar_of(GOOD[1], GOOD[0], GOOD[2]), "'a.cls' is not KEY.png"),
+        (tar_of(GOOD[0], GOOD[2], GOOD[1]), "'a.json' lies where a.cls belongs"),
+        (tar_of(*GOOD, ("a.txt", b"")), "'a.txt' belongs to an image that is incomplete"),
+        (tar_of(*GOOD, *GOOD), "holds 'a' twice"),
+        (tar_of(*sample(key="../a")), "'../a.png' is not KEY.png"),
+        (tar_of(*sample(key="/etc/a")), "'/etc/a.png' is not KEY.png"),
+        (tar_of(*sample(label=b"0x1")), "a.cls is b'0x1', not a class index"),
+        (tar_of(*sample(label=b"2")), "a.cls says 2, a.json 1"),
+        (tar_of(*sample(label=b"1" * 10)), "a.cls has 10 bytes, at most 9"),
+        (tar_of(*sample(record=b"{")), "a.json is not JSON"),
+        (tar_of(*sample(record=b"[" * 100_000)), "a.json is not JSON"),
+        (tar_of(*sample(record=b"\xff")), "a.json is not JSON"),
+        (tar_of(*sample(record=b"[]")), "a.json is the record of another image"),
+        (tar_of(*sample(record=b'{"key": "b", "label": 1}')), "record of another image"),
+        (tar_of(*sample(image=b"GIF89a")), "a.png is not a PNG"),
+        (tar_of(*sample(image=png(2**31, 1))), "a.png is 2147483648 x 1 pixels; 1 to 4096"),
+        (tar_of(*sample(image=png(4, 4, depth=16))), "a.png is not 8-bit grey or RGB"),
+        (tar_of(*sample(image=png(4, 4, colour=6))), "a.png is not 8-bit grey or RGB"),
+        (tar_of(*sample(image=png(4, 4)[:-12])), "a.png is not a plain PNG"),
+        (tar_of(*sample(image=png(4, 4) + b"tail")), "a.png is damaged"),
+        (tar_of(("a.png", b""), kind=tarfile.SYMTYPE), "is a link, a device or sparse"),
+        (tar_of(("a.png", b""), kind=tarfile.CHRTYPE), "is a link, a device or sparse"),
+        (tar_of(("d", b""), kind=tarfile.DIRTYPE)[:512] + tar_of(*GOOD), "something foreign lies"),
+        (tar_of(*GOOD) + b"tail", "something foreign lies after the last member"),
+    ],
+)
+def test_a_foreign_or_damaged_shard_is_refused(path: Path, data, says):
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        list(shards.read(path))
+    assert str(caught.value).startswith(path.name)
+    assert says in str(caught.value)
+
+
+def test_a_png_that_does_not_decode_is_refused():
+    # 64 zero bytes are fewer than the 4 * (1 + 3 * 32) that 32 x 4 RGB pixels need
+    with pytest.raises(DataError, match="batch 7 is damaged"):
+        shards.decode(png(32, 4), name="batch 7")
+
+
+def test_a_header_cannot_send_the_reader_in_circles(path: Path):
+    """A negative size in base 256 made Python's tarfile loop (CVE-2025-8194)."""
+    header = bytearray(tar_of(("a.png", b""))[:512])
+    header[124:136] = b"\xff" * 10 + b"\xfc\x00"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + tar_of(*GOOD))
+    with pytest.raises(DataError, match="ends beyond the file"):
+        list(shards.read(path))
+
+
+def test_a_missing_shard_is_named(path: Path):
+    with pytest.raises(DataError, match=r"cannot read .*shard-00000\.tar: No such file"):
+        list(shards.read(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": torch.zeros(2, 3, 4, 4)},
+        {"images": torch.zeros(2, 2, 4, 4, dtype=torch.uint8)},
+        {"images": torch.zeros(2, 1, 1, 4097, dtype=torch.uint8)},
+        {"labels": [1]},
+        {"labels": [1, -1]},
+        {"records": [{"key": "a"}, {"key": "a"}]},
+        {"records": [{"key": "a"}, {"key": "b.c"}]},
+        {"records": [{"key": "a"}, {"key": "b", "loss": float("nan")}]},
+    ],
+)
+def test_what_is_no_batch_is_not_written(path: Path, change):
+    images, labels, records = batch(2)
+    with pytest.raises(ValueError, match=r"."):
+        shards.write(path, **{"images": images, "labels": labels, "records": records, **change})
+    assert not path.exists()
+
+
+def test_the_manifest_is_read_up_to_a_torn_line(tmp_path: Path, path: Path):
+    shard = shards.write(path, *batch())
+    manifest = tmp_path / "manifest.jsonl"
+    line = json.dumps(shard.to_json() | {"batch": 0}) + "\n"
+    manifest.write_text(line + line.replace("00000.tar", "00001.tar")[:-9])
+    assert shards.read_manifest(manifest) == {"shard-00000.tar": shard}
+    manifest.write_text(line + '{"shard": "x"}\n')
+    with pytest.raises(DataError, match=r"manifest\.jsonl: line 2 does not describe a shard"):
+        shards.read_manifest(manifest)
