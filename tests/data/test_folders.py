@@ -1,12 +1,9 @@
-"""Data: timm's and torchvision's preprocessing to the bit, every container, and its damage."""
+"""Pictures on disk: every container, its labels, and its damage."""
 
 import gzip
 import io
 import json
 import os
-import pickle
-import struct
-import sys
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from timm.data import create_transform
-from torchvision.transforms import v2
 
-from dreamkd import data, shards
-from dreamkd.data import Preprocessing, open_images, preprocess, stack
+from dreamkd import shards
+from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.data import preprocessing as preprocessing_module
-from dreamkd.errors import ConfigError, DataError
+from dreamkd.errors import DataError
 
 GREY = Preprocessing(input_size=(1, 4, 4))
 RGB = Preprocessing(input_size=(3, 4, 4))
@@ -67,65 +62,6 @@ def values(spec: object, how: Preprocessing = GREY) -> list[tuple[int, int]]:
     """(grey value, label) of constant pictures."""
     images, labels = stack(open_images(str(spec), preprocessing=how))
     return list(zip(images[:, 0, 0, 0].tolist(), labels.tolist(), strict=True))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    width=st.integers(1, 60),
-    height=st.integers(1, 60),
-    crop=st.tuples(st.integers(1, 40), st.integers(1, 40))
-    | st.integers(1, 40).map(lambda s: (s, s)),
-    crop_pct=st.sampled_from([0.5, 0.875, 0.9, 0.95, 0.965, 1.0]),
-    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
-)
-def test_preprocessing_equals_timm(width, height, crop, crop_pct, interpolation):
-    image = picture(width, height)
-    theirs = create_transform(
-        (3, *crop), is_training=False, crop_pct=crop_pct, interpolation=interpolation,
-        normalize=False,
-    )  # fmt: skip
-    how = Preprocessing(input_size=(3, *crop), crop_pct=crop_pct, interpolation=interpolation)
-    assert torch.equal(preprocess(image, how), theirs(image))
-
-
-@pytest.mark.parametrize("size", [(300, 280), (280, 300), (256, 256), (90, 500)])
-def test_preprocessing_equals_torchvision(size):
-    image = picture(*size)
-    bilinear = v2.InterpolationMode.BILINEAR
-    theirs = v2.Compose([v2.Resize(232, bilinear), v2.CenterCrop(224), v2.PILToTensor()])
-    how = Preprocessing(input_size=(3, 224, 224), crop_pct=224 / 232, interpolation="bilinear")
-    assert torch.equal(preprocess(image, how), theirs(image))
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "1"])
-@pytest.mark.parametrize("how", [GREY, RGB])
-def test_every_mode_becomes_the_channels_of_the_network(mode, how):
-    image = picture(4, 4).convert(mode)
-    mode = "L" if how is GREY else "RGB"
-    channels = how.input_size[0]
-    theirs = torch.from_numpy(np.array(image.convert(mode))).view(4, 4, channels).permute(2, 0, 1)
-    assert torch.equal(preprocess(image, how), theirs)
-
-
-def test_a_transparent_palette_gives_its_colours_without_a_warning():
-    image = picture(4, 4).quantize(8)
-    colours = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    image.info["transparency"] = bytes(range(8))
-    assert torch.equal(preprocess(image, RGB), colours)
-
-
-@pytest.mark.parametrize(
-    ("field", "says"),
-    [
-        ({"interpolation": "bicubik"}, r"did you mean 'bicubic'\?"),
-        ({"crop_pct": 0.0}, r"crop_pct is in \(0, 1\], not 0.0"),
-        ({"crop_pct": 87.5}, r"crop_pct is in \(0, 1\], not 87.5"),
-        ({"input_size": (2, 8, 8)}, "1 or 3 channels"),
-    ],
-)
-def test_illegal_preprocessing_is_refused(field, says):
-    with pytest.raises(ConfigError, match=says):
-        Preprocessing(**{"input_size": (3, 8, 8), **field})
 
 
 def test_pictures_that_become_too_large_are_refused(tmp_path, monkeypatch):
@@ -295,113 +231,3 @@ def test_a_file_that_shrinks_later_is_noticed(tmp_path):
     os.truncate(path, 520)
     with pytest.raises(DataError, match=r"d\.tar is shorter than when it was opened"):
         images[0]
-
-
-@pytest.mark.parametrize(
-    ("spec", "says"),
-    [
-        ("nowhere.tar", "no data at nowhere.tar; legal are FOLDER of class folders; TAR of"),
-        ("torchvison:MNIST:x", r"no data at torchvison:MNIST:x; .*torchvision:NAME:ROOT"),
-        ("torchvision:MNITS:x", r"torchvision:MNITS is none of .*did you mean 'MNIST'\?"),
-        ("torchvision:MNIST", r"needs a folder: torchvision:MNIST:ROOT\[:train\|test\]"),
-        ("torchvision:CIFAR10:x", r"expects its files in x/cifar-10-batches-py .*download=True"),
-        ("torchvision:MNIST:x:train", r"in x/MNIST/raw .*MNIST\('x', train=True, download=True\)"),
-        ("torchvision:STL10:x", r"in x/stl10_binary .*STL10\('x', split='test', download=True\)"),
-        ("sklearn:iris", r"sklearn:iris is unknown; legal is sklearn:digits\[:train\|test\]"),
-        ("sklearn:digits:val", "sklearn:digits:val is unknown"),
-    ],
-)
-def test_specifications_that_name_nothing(tmp_path, monkeypatch, spec, says):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=says):
-        open_images(spec, preprocessing=GREY)
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_torchvision_name_says_where_its_files_belong(tmp_path):
-    for name, known in data.libraries.TORCHVISION.items():
-        for split in ("train", "test"):
-            with pytest.raises(DataError) as caught:
-                open_images(f"torchvision:{name}:{tmp_path}:{split}", preprocessing=RGB)
-            message = str(caught.value)
-            missing = f"expects its files in {tmp_path / known.files}" in message
-            assert missing or "cannot be read: " in message, message
-
-
-def test_torchvision_mnist(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, value, label in (("train", 60, 1), ("t10k", 90, 2)):
-        pixels = struct.pack(">IIII", 0x803, 2, 28, 28) + bytes([value]) * (2 * 28 * 28)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(pixels)
-        labels = struct.pack(">II", 0x801, 2) + bytes([label]) * 2
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    assert values(f"torchvision:MNIST:{tmp_path}") == [(90, 2)] * 2
-    assert values(f"torchvision:MNIST:{tmp_path}:test") == [(90, 2)] * 2
-    assert values(f"torchvision:MNIST:{tmp_path}:train") == [(60, 1)] * 2
-    images = open_images(f"torchvision:MNIST:{tmp_path}", preprocessing=RGB)
-    assert images.class_names[0] == "0 - zero"
-    assert images.source == f"torchvision's MNIST at {tmp_path}: 2 pictures, test split"
-
-
-def test_torchvision_cifar10(tmp_path, monkeypatch):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for name, value in {**{f"data_batch_{k}": k for k in range(1, 6)}, "test_batch": 99}.items():
-        content = {"data": np.full((1, 3072), value, np.uint8), "labels": [value % 10]}
-        (folder / name).write_bytes(pickle.dumps(content))
-    names = {"label_names": [f"class{k}" for k in range(10)]}
-    (folder / "batches.meta").write_bytes(pickle.dumps(names))
-    # torchvision reads pickles, and only those whose hash is the real data set's
-    with pytest.raises(DataError, match="not found or corrupted"):
-        open_images(f"torchvision:CIFAR10:{tmp_path}", preprocessing=RGB)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    assert values(f"torchvision:CIFAR10:{tmp_path}", RGB) == [(99, 9)]
-    assert values(f"torchvision:CIFAR10:{tmp_path}:train", RGB) == [(k, k) for k in range(1, 6)]
-
-
-def test_digits_split_by_writers():
-    how = Preprocessing(input_size=(1, 8, 8))
-    train = open_images("sklearn:digits:train", preprocessing=how)
-    test = open_images("sklearn:digits", preprocessing=how)
-    assert (len(train), len(test)) == (1197, 600)
-    images, labels = stack(test)
-    assert (int(images.max()), labels.bincount().min() > 50) == (255, True)
-    assert test.source == "scikit-learn's digits: 600 pictures, test split"
-    assert test.class_names == tuple("0123456789")
-
-
-def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'dreamkd\[demo\]'"):
-        open_images("sklearn:digits", preprocessing=GREY)
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_batches_keep_the_order(workers):
-    images = open_images("sklearn:digits", preprocessing=GREY)
-    pixels, labels = zip(*data.batches(images, 128, workers=workers), strict=True)
-    assert [len(part) for part in labels] == [128] * 4 + [88]
-    expected = stack(images)
-    assert torch.equal(torch.cat(pixels), expected[0])
-    assert torch.equal(torch.cat(labels), expected[1])
-
-
-def test_batches_pass_errors_on_and_stop_early(tmp_path):
-    files = {f"a/{k}.png": constant(k) for k in range(6)} | {"a/3.png": b"broken"}
-    images = open_images(str(tar_of(tmp_path / "d.tar", files)), preprocessing=GREY)
-    stream = data.batches(images, 2, workers=2)
-    assert next(stream)[0][:, 0, 0, 0].tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"a/3\.png"):
-        next(stream)
-    stream = data.batches(images, 1, workers=2)
-    next(stream)
-    stream.close()
-
-
-def test_another_preprocessing_sees_the_same_pictures():
-    images = open_images("sklearn:digits", preprocessing=GREY)
-    larger = images.with_preprocessing(Preprocessing(input_size=(3, 12, 12)))
-    assert larger[5][0].shape == (3, 12, 12)
-    assert larger[5][1] == images[5][1]
-    assert larger.source == images.source
