@@ -76,7 +76,7 @@ def invert(
     folder = Path(config.out) if config.out else default_folder("invert", config.model, requested)
     with open_run(folder) as run, ExitStack() as stack:
         config, runtime = prepare(
-            run, config, teacher=teacher, batches=lambda c: _deal(count, c.image_batch_size)
+            run, config, teacher=teacher, image_steps=lambda c: count * int(c.image_steps)
         )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))

@@ -6,9 +6,15 @@ does.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from dreamkd.engine import frozen, normalise
+from dreamkd.models import Classifier
 
 
 def top_k_hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
@@ -83,3 +89,41 @@ class Agreement:
     def percent(self) -> float:
         """Agreement over all images added, in percent (host sync)."""
         return 100 * int(self._same) / self._count
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Percent right, and percent on which a teacher says the same (None without one)."""
+
+    top1: float
+    agreement: float | None
+
+
+@torch.inference_mode()
+def measure(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, teacher: Classifier | None = None
+) -> Measurement:
+    """Accuracy in float32 on images in memory.
+
+    Args:
+        images: uint8 (N, C, H, W), as both networks take them.
+        labels: int64 (N,).
+    """
+    device = next(classifier.module.parameters()).device
+    accuracy = Accuracy(classifier.card.num_classes, device=device)
+    agreement = Agreement(device=device)
+    networks = [classifier] if teacher is None else [classifier, teacher]
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(frozen(network.module.to(device)))
+        for chunk, truth in zip(images.split(500), labels.split(500), strict=True):
+            logits = [_logits(network, chunk.to(device)) for network in networks]
+            accuracy.add(logits[0], truth.to(device))
+            agreement.add(logits[0], logits[-1])
+    return Measurement(accuracy.top1, agreement.percent if teacher is not None else None)
+
+
+def _logits(network: Classifier, images: Tensor) -> Tensor:
+    card = network.card
+    logits: Tensor = network.module(normalise(images, mean=card.mean, std=card.std))
+    return logits

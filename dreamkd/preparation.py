@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar, cast
 
@@ -22,12 +22,12 @@ def prepare(
     config: Config,
     *,
     teacher: Classifier,
-    batches: Callable[[Config], Sequence[tuple[int, int]]],
+    image_steps: Callable[[Config], int],
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: taken from the run if it exists, else made and kept.
 
     Args:
-        batches: the image batches [start, stop) that the settled settings ask for.
+        image_steps: images times steps of the whole job, by the settled settings.
 
     Raises:
         RunError: the folder holds a different run.
@@ -51,8 +51,7 @@ def prepare(
     config = cast("Config", replace(config, **runtime.settings()))
     if config.compile == "auto":
         calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
-        images = sum(stop - start for start, stop in batches(config))
-        earns = worth_compiling(calls, image_steps=images * int(config.image_steps))
+        earns = worth_compiling(calls, image_steps=image_steps(config))
         config = cast("Config", replace(config, compile="on" if earns else "off"))
     kept = {f.name: getattr(config, f.name) for f in fields(config)}
     kept = {k: v for k, v in kept.items() if k not in ("json", "quiet", "verbose", "out")}

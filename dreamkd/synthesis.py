@@ -28,6 +28,7 @@ from dreamkd.engine import (
     normalise,
     rate,
     to_uint8,
+    twin,
 )
 from dreamkd.errors import Stopped
 from dreamkd.events import OnEvent, Progress, ignore
@@ -118,7 +119,8 @@ class Synthesiser:
 
     def __enter__(self) -> Self:
         device = self.runtime.device
-        self._model = self._stack.enter_context(frozen(self.teacher.module.to(device)))
+        # A twin carries the hooks, so that others who run the teacher meanwhile do not pay for them.
+        self._model = self._stack.enter_context(frozen(twin(self.teacher.module.to(device))))
         if self._rival is not None:
             self._stack.enter_context(frozen(self._rival.student.module.to(device)))
         self._watched = self._stack.enter_context(watch(self._model))

@@ -2,7 +2,7 @@
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.guards import check_finite
-from dreamkd.engine.modules import frozen, normalise, to_uint8
+from dreamkd.engine.modules import frozen, normalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
 
@@ -14,5 +14,6 @@ __all__ = [
     "normalise",
     "rate",
     "to_uint8",
+    "twin",
     "worth_compiling",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +26,12 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module.training = was
         for parameter, learned in learning.items():
             parameter.requires_grad_(learned)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second module over the same tensors: hooks and modes of one do not touch the other."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, dict(shared))
 
 
 def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:

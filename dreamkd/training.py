@@ -1,0 +1,170 @@
+"""The student's loop: distillation on uint8 images, resumable at any step.
+
+Every draw of a step is a function of (seed, step), so that the state is the weights, the momentum
+and the step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from dreamkd import losses
+from dreamkd.augment import random_crop
+from dreamkd.config import DistillConfig
+from dreamkd.engine import Runtime, check_finite, compile_step, frozen, normalise, rate
+from dreamkd.events import OnEvent, ignore
+from dreamkd.models import Classifier
+from dreamkd.randomness import generator_for
+
+#: Steps between two looks at the loss: each look is a host sync.
+LOOK = 25
+
+
+class Training:
+    """SGD of one student on the distillation loss (seed Eq. 1)."""
+
+    def __init__(
+        self,
+        student: Classifier,
+        teacher: Classifier,
+        config: DistillConfig,
+        *,
+        runtime: Runtime,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        """Prepare; nothing on the models is touched before `with`.
+
+        Args:
+            student: what learns, in place. teacher: of the same classes and channels.
+            config: settled (no `auto` left).
+        """
+        self.student = student
+        self.teacher = teacher
+        self.config = config
+        self.runtime = runtime
+        self.step = 0
+        self.seconds = 0.0  # of training, over all processes
+        self._on_event = on_event
+        self._stack = ExitStack()
+        self._module = student.module.to(runtime.device)
+        self._module.to(memory_format=torch.channels_last)
+        self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
+        decayed = [p for p in self._module.parameters() if p.ndim > 1]
+        others = [p for p in self._module.parameters() if p.ndim <= 1]
+        self._optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others}],
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(frozen(self.teacher.module.to(self.runtime.device)))
+        self._stack.enter_context(self.runtime.active())
+        # Networks with dropout draw from the global stream: seeded per step, put back at the end.
+        self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
+        self._loss: Callable[[Tensor], Tensor] = self._distillation
+        if self.config.compile == "on":
+            self._loss = compile_step(self._distillation, on_event=self._on_event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._module.eval()
+
+    def advance(
+        self,
+        images: Tensor,
+        *,
+        until: int,
+        on_step: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        """Train from the current step to `until` on uniform samples of `images`.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            on_step: called every few steps with the step and the loss; may raise to stop, the
+                state is that of the step it was told.
+        Raises: DivergedError: the loss became NaN or infinite.
+        """
+        config = self.config
+        self._module.train()
+        began = time.perf_counter()
+        for step in range(self.step, until):
+            torch.manual_seed(generator_for(config.seed, "dropout", step).initial_seed())
+            lr = config.lr * rate(step, config.steps, warmup=config.warmup)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            views = self._views(images, step)  # uint8 (B, C, H, W)
+            with self.runtime.autocast():
+                loss = self._loss(views)
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            self.step = step + 1
+            if self.step % LOOK == 0 or self.step == until:
+                terms = {"kd": float(loss.detach())}  # host sync
+                check_finite(terms, where=f"student step {self.step} of {config.steps}")
+                self.seconds += time.perf_counter() - began
+                began = time.perf_counter()
+                if on_step is not None:
+                    on_step(self.step, terms)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, momentum and step, for `Run.save_state`."""
+        tensors = {f"student.{k}": v for k, v in self._module.state_dict().items()}
+        for name, parameter in self._module.named_parameters():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        return tensors, {"step": self.step, "seconds": self.seconds}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        weights = {k.removeprefix("student."): v for k, v in tensors.items() if k[:8] == "student."}
+        self._module.load_state_dict(weights)
+        for name, parameter in self._module.named_parameters():
+            if f"momentum.{name}" in tensors:
+                # A copy in the parameter's own memory layout, as the optimiser made it.
+                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+        self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+
+    def restart(self) -> None:
+        """Back to step 0: the weights that the student came with, no momentum."""
+        self._module.load_state_dict(self._start)
+        self._optimizer.state.clear()
+        self.step = 0
+
+    def _views(self, images: Tensor, step: int) -> Tensor:
+        """A batch of cropped (and mirrored) images; teacher and student see the same view."""
+        generator = generator_for(self.config.seed, "student", step)
+        index = torch.randint(len(images), (self.config.batch_size,), generator=generator)
+        return random_crop(
+            images[index.to(images.device)],
+            padding=images.shape[-1] // 8,
+            flip=self.config.flip == "on",
+            generator=generator,
+        ).to(self.runtime.device, non_blocking=True)
+
+    def _distillation(self, views: Tensor) -> Tensor:
+        """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks."""
+        ours, theirs = self.student.card, self.teacher.card
+        inputs = normalise(views, mean=theirs.mean, std=theirs.std)
+        with torch.no_grad():
+            target = self.teacher.module(inputs.contiguous(memory_format=torch.channels_last))
+        if (ours.mean, ours.std) != (theirs.mean, theirs.std):
+            inputs = normalise(views, mean=ours.mean, std=ours.std)
+        logits = self._module(inputs.contiguous(memory_format=torch.channels_last))
+        return losses.distillation(target, logits, temperature=self.config.temperature)
+
+    def _cuda(self) -> list[torch.device]:
+        device = torch.device(self.runtime.device)
+        return [device] if device.type == "cuda" else []
