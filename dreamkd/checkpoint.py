@@ -35,7 +35,9 @@ CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state
 PREFIXES = ("module.", "_orig_mod.")
 
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
-_HOLDS_CODE = re.compile(r"Unsupported (global|operand|class|type)|Trying to (call|instantiate)")
+_HOLDS_CODE = re.compile(
+    r"Unsupported (global|operand|class|type)|Trying to (call|instantiate)|unsupported GLOBAL"
+)
 
 
 @dataclass(frozen=True)

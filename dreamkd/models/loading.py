@@ -189,7 +189,12 @@ def _from_file(
     elif "architecture" in found.metadata:
         architecture, how = zoo.resolve(found.metadata["architecture"]), "as its metadata says"
     else:
-        architecture, how = recognition.recognise(state, where=str(path), hint=found.model_name)
+        architecture, how = recognition.recognise(
+            state,
+            where=str(path),
+            hint=found.model_name,
+            input_size=given.get("input_size") or stated.get("input_size"),
+        )
     container = f" under {found.container!r}" if found.container else ""
     bundled = path.parent == zoo.BUNDLED
     source = f"{path.stem if bundled else path}: {architecture}{container}, {how}"

@@ -39,7 +39,11 @@ def essential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recognise(
-    state: Mapping[str, Tensor], *, where: str, hint: str = ""
+    state: Mapping[str, Tensor],
+    *,
+    where: str,
+    hint: str = "",
+    input_size: tuple[int, int, int] | None = None,
 ) -> tuple[Architecture, str]:
     """The architecture of `state` and one line on how it was told.
 
@@ -50,15 +54,23 @@ def recognise(
     Args:
         where: the file, for error messages.
         hint: the name that a training checkpoint gives.
+        input_size: (C, H, W) where it is known; networks with positions follow H and W.
 
     Raises:
         ModelError: none fits, or several of timm's do.
     """
-    fitting = [found for found in _proposed(_shapes(state)) if sizes(found, state) is not None]
+    proposed = _proposed(_shapes(state))
+    fitting = [
+        found
+        for found in proposed or _unindexed()
+        if sizes(found, state, input_size=input_size) is not None
+    ]
     if not fitting:
+        nearly = f"; {_listed(proposed, 'or')} at another image size?" if proposed else ""
         raise ModelError(
             f"{where}: no known architecture has its {len(state)} entries "
-            f"({', '.join(sorted(state)[:3])}, …); pass --arch NAME"
+            f"({', '.join(sorted(state)[:3])}, …){nearly}; pass --arch NAME"
+            f"{' and --input-size' if proposed else ''}"
         )
     named = [found for found in fitting if found.name == hint.partition(".")[0]]
     if named:
@@ -104,20 +116,20 @@ def sizes(
 
 
 def _proposed(shapes: Shapes) -> list[Architecture]:
-    """Architectures whose fingerprint is that of `shapes`, and those that the index lacks."""
-    known = {str(architecture): architecture for architecture in architectures()}
-    index = _index()
-    names = [
+    """Architectures of the installed libraries whose fingerprint is that of `shapes`."""
+    names = {
         name
-        for free, fingerprints in index
+        for free, fingerprints in _index()
         if shapes.keys() >= set(free)
         for name in fingerprints.get(_fingerprint(shapes, free), ())
-    ]
-    if not names:
-        indexed = {n for _, fingerprints in index for group in fingerprints.values() for n in group}
-        names = [name for name in known if name not in indexed]
-    order = list(known)
-    return [known[name] for name in sorted((n for n in names if n in known), key=order.index)]
+    }
+    return [architecture for architecture in architectures() if str(architecture) in names]
+
+
+def _unindexed() -> list[Architecture]:
+    """Architectures that the index lacks, as after an update of a library."""
+    indexed = {name for _, groups in _index() for names in groups.values() for name in names}
+    return [architecture for architecture in architectures() if str(architecture) not in indexed]
 
 
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:
@@ -177,7 +189,7 @@ def _fingerprint(shapes: Shapes, free: Iterable[str]) -> str:
 
 @cache
 def _index() -> list[tuple[list[str], dict[str, list[str]]]]:
-    entries = json.loads(INDEX.read_text())["fingerprints"]
+    entries = json.loads(INDEX.read_text(encoding="utf-8"))["fingerprints"]
     return [(entry["free"], entry["architectures"]) for entry in entries]
 
 
@@ -194,7 +206,9 @@ def write_index(path: Path = INDEX) -> None:
     entries = [{"free": list(free), "architectures": groups[free]} for free in sorted(groups)]
     versions = {name: version(name) for name in ("timm", "torchvision")}
     lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
-    path.write_text(f'{{"versions":{json.dumps(versions)},"fingerprints":[\n{lines}\n]}}\n')
+    path.write_text(
+        f'{{"versions":{json.dumps(versions)},"fingerprints":[\n{lines}\n]}}\n', encoding="utf-8"
+    )
 
 
 def _free(architecture: Architecture) -> tuple[tuple[str, ...], Shapes] | None:

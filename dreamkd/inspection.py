@@ -1,0 +1,228 @@
+"""What a network offers to inversion: its batch-norm layers, in the order in which they run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamkd import batchnorm, models
+from dreamkd.batchnorm import Call, Layer
+from dreamkd.errors import ModelError, NoBatchNormError
+from dreamkd.models import Card, Classifier
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A vector over channels in three numbers."""
+
+    min: float
+    mean: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One batch-norm layer. Without weights (on the meta device) there is nothing to summarise."""
+
+    name: str
+    kind: str
+    channels: int
+    resolution: tuple[int, ...] | None  # (H, W) of its first input; None: it never ran
+    calls: int  # in one forward pass
+    running_mean: Summary | None
+    running_var: Summary | None
+    untrained: bool  # mean 0 and variance 1 in every channel: nothing was learned, or no weights
+    broken: str  # what is wrong with the statistics; "" when nothing is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """The layers of a network in execution order, those that never ran last, and a verdict."""
+
+    card: Card
+    layers: tuple[LayerReport, ...]
+    norms: dict[str, int]  # other normalisation layers: kind -> count
+    invertible: bool
+    verdict: str  # "invertible…", or "not, because …"
+
+    @property
+    def never_ran(self) -> tuple[str, ...]:
+        """Layers that a forward pass does not reach; R_feature never sees them."""
+        return tuple(layer.name for layer in self.layers if layer.calls == 0)
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """Layers that run more than once; R_feature has one term for each call."""
+        return tuple(layer.name for layer in self.layers if layer.calls > 1)
+
+    @property
+    def error(self) -> NoBatchNormError | None:
+        """What to raise, after showing the table, when there is nothing to invert with."""
+        if self.invertible:
+            return None
+        why = self.verdict.removeprefix("not, because ")
+        return NoBatchNormError(
+            f"{self.card.architecture} stores no usable batch-norm statistics: {why}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain numbers, strings, lists and dicts; NaN and infinities are None."""
+        content = {
+            "model": asdict(self.card),
+            "layers": [asdict(layer) for layer in self.layers],
+            "never_ran": self.never_ran,
+            "repeated": self.repeated,
+            "norms": self.norms,
+            "invertible": self.invertible,
+            "verdict": self.verdict,
+        }
+        plain: dict[str, Any] = _plain(content)
+        return plain
+
+
+def inspect(classifier: Classifier) -> Inspection:
+    """List batch-norm layers by one forward pass of a blank image and judge their statistics.
+
+    Raises:
+        ModelError: the network does not run at the input size of its card.
+    """
+    found = batchnorm.layers(classifier.module)
+    # Without batch norm no order is asked for, and a transformer of billions need not run.
+    calls = _trace(classifier) if found else []
+    counts = Counter(call.layer.name for call in calls)
+    resolutions = {call.layer.name: call.shape[2:] for call in reversed(calls)}
+    by_name = {layer.name: layer for layer in found}
+    order = [*dict.fromkeys(call.layer.name for call in calls)]
+    order += [name for name in by_name if name not in counts]
+    reports = tuple(
+        _report(by_name[name], calls=counts[name], resolution=resolutions.get(name))
+        for name in order
+    )
+    norms = _other_norms(classifier.module)
+    invertible, verdict = _judge(reports, norms, classifier.card)
+    return Inspection(
+        card=classifier.card, layers=reports, norms=norms, invertible=invertible, verdict=verdict
+    )
+
+
+def _trace(classifier: Classifier) -> list[Call]:
+    card, module = classifier.card, classifier.module
+    device = next(module.parameters()).device
+    try:
+        return batchnorm.trace(module, torch.zeros(1, *card.input_size, device=device))
+    except Exception as error:  # whatever an operation says of a shape it cannot take
+        if device.type == "meta":  # some operations have no meta kernel: allocate after all
+            return _trace(_allocated(card))
+        size = "x".join(map(str, card.input_size))
+        raise ModelError(
+            f"{card.architecture} does not run at input {size}: {type(error).__name__}: {error}; "
+            "pass the size it was trained at (--input-size)"
+        ) from error
+
+
+def _allocated(card: Card) -> Classifier:
+    return models.load(
+        card.architecture,
+        pretrained=False,
+        num_classes=card.num_classes,
+        input_size=card.input_size,
+        mean=card.mean,
+        std=card.std,
+    )
+
+
+def _report(layer: Layer, *, calls: int, resolution: tuple[int, ...] | None) -> LayerReport:
+    mean, var = layer.running_mean, layer.running_var
+    empty = mean.is_meta
+    return LayerReport(
+        name=layer.name,
+        kind=layer.kind,
+        channels=layer.channels,
+        resolution=resolution,
+        calls=calls,
+        running_mean=None if empty else _summary(mean),
+        running_var=None if empty else _summary(var),
+        untrained=empty or bool((mean == 0).all() and (var == 1).all()),
+        broken="" if empty else _broken(mean, var),
+    )
+
+
+def _summary(values: Tensor) -> Summary:
+    values = values.double()
+    return Summary(float(values.min()), float(values.mean()), float(values.max()))
+
+
+def _broken(mean: Tensor, var: Tensor) -> str:
+    for values, what in ((mean, "mean"), (var, "variance")):
+        if not bool(torch.isfinite(values).all()):
+            return f"{what} is NaN or infinite in {int((~torch.isfinite(values)).sum())} channels"
+    if bool((var < 0).any()):
+        return f"variance is negative in {int((var < 0).sum())} channels"
+    if bool((var == 0).any()):
+        return f"{_ZERO} in {int((var == 0).sum())} channels"
+    return ""
+
+
+def _judge(layers: tuple[LayerReport, ...], norms: dict[str, int], card: Card) -> tuple[bool, str]:
+    """Whether R_feature has statistics to match, and in words why not."""
+    count = len(layers)
+    if not layers:
+        found = ", ".join(f"{number} {kind}" for kind, number in norms.items()) or "no norm at all"
+        return False, f"not, because it has no batch norm (it has {found})"
+    if not any(layer.calls for layer in layers):
+        return False, f"not, because none of its {count} batch-norm layers runs"
+    if not card.pretrained:
+        alone = "of the architecture alone, its weights are random"
+        return True, f"invertible once trained: {count} batch-norm layers ({alone})"
+    # A channel of variance 0 is dead, not wrong: its term of R_feature is still defined.
+    wrong = [layer for layer in layers if layer.broken and not layer.broken.startswith(_ZERO)]
+    if wrong:
+        first = f"{wrong[0].name}: {wrong[0].broken}"
+        return False, f"not, because {len(wrong)} of {count} layers are broken ({first})"
+    untrained = sum(layer.untrained for layer in layers)
+    if untrained == count:
+        return False, f"not, because all {count} layers look untrained (mean 0, variance 1)"
+    notes = {
+        "look untrained": untrained,
+        "have dead channels (variance 0)": sum(bool(layer.broken) for layer in layers),
+        "never run": sum(layer.calls == 0 for layer in layers),
+    }
+    said = "".join(f"; {number} {what}" for what, number in notes.items() if number)
+    return True, f"invertible: {count} batch-norm layers{said}"
+
+
+def _other_norms(module: nn.Module) -> dict[str, int]:
+    """Normalisation layers that keep no running statistics, by class name."""
+    known = {id(layer.module) for layer in batchnorm.layers(module)}
+    kinds = Counter(type(m).__name__ for m in module.modules() if id(m) not in known and _norm(m))
+    return dict(sorted(kinds.items()))
+
+
+def _norm(module: nn.Module) -> bool:
+    # Libraries define dozens; blocks named after the norm inside them hold no parameters.
+    named = "norm" in type(module).__name__.lower()
+    own = any(True for _ in module.parameters(recurse=False))
+    return isinstance(module, _NORMS) or (named and own)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_ZERO = "variance is zero"
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.modules.batchnorm._NormBase,
+)

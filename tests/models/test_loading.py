@@ -1,0 +1,385 @@
+"""Names, files and fresh students: what is loaded, what is said of it, what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from dreamkd import models
+from dreamkd.errors import ModelError
+from dreamkd.models import Classifier
+
+DATA = os.environ.get("DREAMKD_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="DREAMKD_DATA is not set")
+
+
+def student(name: str = "cifar_resnet8", **changes: object) -> Classifier:
+    arguments = {
+        "num_classes": 3,
+        "input_size": (1, 16, 16),
+        "mean": (0.3,),
+        "std": (0.4,),
+        "class_names": ("a", "b", "ü"),
+    }
+    return models.create(name, **arguments | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Empty caches, and a network on which nothing answers."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def test_a_bundled_teacher_knows_itself() -> None:
+    card = models.load("digits_resnet14").card
+    assert card.architecture == "timm:cifar_resnet14"
+    assert card.weights == "bundled"
+    assert card.source.startswith("digits_resnet14: timm:cifar_resnet14")
+    assert (card.num_classes, card.input_size) == (10, (1, 16, 16))
+    assert card.class_names == tuple("0123456789")
+    assert (card.mean, card.std, card.crop_pct) == ((0.305,), (0.352,), 1.0)
+    assert (card.pretrained, card.data_free) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("resnet18", "torchvision:resnet18"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("torchvision:resnet18", "torchvision:resnet18"),
+        ("resnet18.a1_in1k", "timm:resnet18"),
+        ("resnet50.IMAGENET1K_V2", "torchvision:resnet50"),
+        ("resnet26d", "timm:resnet26d"),
+        ("cifar_resnet8", "timm:cifar_resnet8"),
+    ],
+)
+def test_a_name_means_torchvision_then_timm(name: str, architecture: str) -> None:
+    card = models.load(name, pretrained=False, device="meta").card
+    assert card.architecture == architecture
+    assert (card.weights, card.pretrained) == ("random", False)
+
+
+def test_preprocessing_is_the_weights_own() -> None:
+    # As published: V1 resizes to 256 and V2 to 232 before the crop of 224, timm's a1 to 224 / 0.95.
+    first, second, timms = (
+        models.load(name, pretrained=False, device="meta").card
+        for name in ("resnet50", "resnet50.IMAGENET1K_V2", "timm:resnet50")
+    )
+    assert first.mean == second.mean == timms.mean == (0.485, 0.456, 0.406)
+    assert (first.crop_pct, second.crop_pct, timms.crop_pct) == (224 / 256, 224 / 232, 0.95)
+    assert (first.interpolation, timms.interpolation) == ("bilinear", "bicubic")
+    assert first.num_classes == len(first.class_names) == 1000
+    assert first.class_names[0] == "tench"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5O", "did you mean 'resnet50'"),
+        ("torchvision:resnet26d", "no model named 'torchvision:resnet26d'"),
+        ("tensorflow:resnet50", "no model source 'tensorflow:'"),
+        ("timm:resnet18.a1_in22k", "no weights 'a1_in22k'.*a1_in1k"),
+        ("torchvision:resnet18.IMAGENET1K_V2", "no weights 'IMAGENET1K_V2'.*IMAGENET1K_V1"),
+        ("cifar10_resnet2O", "cifar"),
+        ("fasterrcnn_resnet50_fpn", "no model named"),
+        ("vit_base_patch14_dinov2", "feature extractor"),
+        ("missing.pt", "missing.pt does not exist"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        models.load(name)
+
+
+def test_without_network_a_name_fails_in_one_line(offline: Path) -> None:
+    for name, where in (("shufflenet_v2_x0_5", "TORCH_HOME"), ("timm:test_resnet", "HF_HUB_CACHE")):
+        with pytest.raises(ModelError, match=f"cannot be downloaded.*FILE --arch.*{where}") as e:
+            models.load(name)
+        assert "\n" not in str(e.value)
+
+
+def test_a_name_without_weights_says_so(offline: Path) -> None:
+    with pytest.raises(ModelError, match="cifar_resnet8 has no pretrained weights"):
+        models.load("cifar_resnet8")
+
+
+def test_a_filled_torch_hub_cache_needs_no_network(offline: Path) -> None:
+    module = torchvision.models.shufflenet_v2_x0_5()
+    folder = offline / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(module.state_dict(), folder / "shufflenetv2_x0.5-f707e7126e.pth")
+    classifier = models.load("shufflenet_v2_x0_5")
+    assert classifier.card.weights == "IMAGENET1K_V1"
+    assert classifier.card.pretrained
+    inputs = torch.rand(1, 3, 224, 224)
+    assert torch.equal(classifier.module(inputs), module.eval()(inputs))
+    with pytest.raises(ModelError, match="1000 classes, not 10"):
+        models.load("shufflenet_v2_x0_5", num_classes=10)
+    with pytest.raises(ModelError, match="3 channels, not 1"):
+        models.load("shufflenet_v2_x0_5", input_size=(1, 224, 224))
+
+
+def test_a_filled_hub_cache_needs_no_network(offline: Path) -> None:
+    module = timm.create_model("test_resnet")
+    folder = offline / "hub" / "models--timm--test_resnet.r160_in1k"
+    (folder / "snapshots" / "0").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0")
+    safetensors.torch.save_file(module.state_dict(), folder / "snapshots" / "0/model.safetensors")
+    classifier = models.load("test_resnet")
+    assert (classifier.card.weights, classifier.card.num_classes) == ("r160_in1k", 1000)
+    inputs = torch.rand(1, 3, 160, 160)
+    assert torch.equal(classifier.module(inputs), module.eval()(inputs))
+
+
+def test_a_damaged_cache_is_one_line(offline: Path) -> None:
+    folder = offline / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "shufflenetv2_x0.5-f707e7126e.pth").write_bytes(b"<html>proxy error</html>")
+    with pytest.raises(ModelError, match="neither a safetensors nor a torch file"):
+        models.load("shufflenet_v2_x0_5")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_training_heads_give_logits_only(name: str) -> None:
+    size = (3, 96, 96)
+    module = models.load(name, pretrained=False, num_classes=4, input_size=size).module
+    assert module(torch.zeros(1, *size)).shape == (1, 4)
+    assert module.train()(torch.zeros(2, *size)).shape == (2, 4)
+
+
+def test_inception_expects_299() -> None:
+    card = models.load("inception_v3", pretrained=False, device="meta").card
+    assert card.input_size == (3, 299, 299)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "googlenet"])
+def test_torchvision_takes_any_channel_count(name: str) -> None:
+    module = models.load(name, pretrained=False, input_size=(1, 64, 64), device="meta").module
+    assert module(torch.zeros(1, 1, 64, 64, device="meta")).shape == (1, 1000)
+
+
+def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = models.load("cifar_resnet8", pretrained=False)
+    student(seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert first.sha256() == models.load("cifar_resnet8", pretrained=False).sha256()
+    assert student(seed=0).sha256() != student(seed=1).sha256()
+
+
+def test_a_saved_student_loads_alone_and_equal(tmp_path: Path) -> None:
+    made = student()
+    models.save(made, tmp_path / "s.safetensors", extra={"data_free": "true", "trained": "here"})
+    found = models.load(tmp_path / "s.safetensors")
+    assert found.sha256() == made.sha256()
+    assert found.card.data_free
+    assert found.card.weights == "file s.safetensors"
+    for field in ("architecture", "num_classes", "class_names", "input_size", "mean", "std"):
+        assert getattr(found.card, field) == getattr(made.card, field)
+    assert (found.card.interpolation, found.card.crop_pct) == ("bicubic", 1.0)
+    models.save(found, tmp_path / "again.safetensors", extra={"trained": "here"})
+    again, first = (tmp_path / "again.safetensors"), (tmp_path / "s.safetensors")
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_the_caller_s_word_wins_over_metadata(tmp_path: Path) -> None:
+    models.save(student(), tmp_path / "s.safetensors")
+    card = models.load(
+        tmp_path / "s.safetensors",
+        input_size=(1, 20, 24),
+        mean=(0.1,),
+        std=(0.2,),
+        interpolation="bilinear",
+        crop_pct=0.5,
+    ).card
+    assert (card.input_size, card.mean, card.std) == ((1, 20, 24), (0.1,), (0.2,))
+    assert (card.interpolation, card.crop_pct) == ("bilinear", 0.5)
+
+
+def test_a_file_smaller_than_its_architecture_s_default_is_given_its_size(tmp_path: Path) -> None:
+    module = timm.create_model("resnet10t", num_classes=5)
+    torch.save(module.state_dict(), tmp_path / "t.pt")
+    classifier = models.load(tmp_path / "t.pt", input_size=(3, 64, 64))
+    assert classifier.card.architecture == "timm:resnet10t"
+    assert classifier.card.input_size == (3, 64, 64)
+    assert classifier.card.class_names == ()
+    assert classifier.module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_transformer_of_another_image_size(tmp_path: Path) -> None:
+    module = timm.create_model("test_vit", num_classes=5, img_size=64)
+    torch.save(module.state_dict(), tmp_path / "t.pt")
+    with pytest.raises(ModelError, match=r"test_vit at another image size\?.*--input-size"):
+        models.load(tmp_path / "t.pt")
+    card = models.load(tmp_path / "t.pt", input_size=(3, 64, 64)).card
+    assert (card.architecture, card.num_classes) == ("timm:test_vit", 5)
+
+
+ARGUMENTS = argparse.Namespace(model="resnet18", data="imagenet")
+TRAINED = {
+    "plain": lambda state: state,
+    "torchvision": lambda state: {"model": state, "args": ARGUMENTS, "epoch": 9},
+    "timm": lambda state: {"state_dict": state, "arch": "resnet18", "args": ARGUMENTS},
+    "parallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_training_checkpoints_of_a_resnet18_load_as_they_are(tmp_path: Path, kind: str) -> None:
+    module = torchvision.models.resnet18(num_classes=6)
+    torch.save(TRAINED[kind](module.state_dict()), tmp_path / "t.pt")
+    classifier = models.load(tmp_path / "t.pt")
+    assert classifier.card.architecture == "torchvision:resnet18"
+    assert classifier.card.num_classes == 6
+    assert not classifier.module.training
+    inputs = torch.rand(2, 3, 64, 64)
+    assert torch.equal(classifier.module(inputs), module.eval()(inputs))
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    torch.save(student().module.half().state_dict(), tmp_path / "t.pt")
+    module = models.load(tmp_path / "t.pt").module
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+
+
+def test_a_pickled_module_loads_when_trusted(tmp_path: Path) -> None:
+    torch.save(student().module, tmp_path / "t.pt")
+    with pytest.raises(ModelError, match="--trust-pickle"):
+        models.load(tmp_path / "t.pt")
+    found = models.load(tmp_path / "t.pt", trust_pickle=True, input_size=(1, 16, 16))
+    assert found.sha256() == student().sha256()
+
+
+def test_arch_is_for_files_and_must_fit(tmp_path: Path) -> None:
+    torch.save(student().module.state_dict(), tmp_path / "t.pt")
+    with pytest.raises(ModelError, match=r"do not fit: .*missing .*layer1\.1\.conv1"):
+        models.load(tmp_path / "t.pt", arch="cifar_resnet20")
+    with pytest.raises(ModelError, match="did you mean"):
+        models.load(tmp_path / "t.pt", arch="cifar_resnet9")
+    with pytest.raises(ModelError, match="is for checkpoint files"):
+        models.load("resnet18", arch="resnet18")
+    assert models.load(tmp_path / "t.pt", arch="timm:cifar_resnet8").card.num_classes == 3
+
+
+def test_a_wrong_class_count_is_said(tmp_path: Path) -> None:
+    models.save(student(), tmp_path / "s.safetensors")
+    with pytest.raises(ModelError, match="3 classes, not 10"):
+        models.load(tmp_path / "s.safetensors", num_classes=10)
+    models.save(student(), tmp_path / "s.safetensors", extra={"num_classes": "10"})
+    with pytest.raises(ModelError, match="3 classes, not 10"):
+        models.load(tmp_path / "s.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("architecture", "os.system", "no model named 'os.system'"),
+        ("num_classes", "many", "metadata num_classes is 'many'"),
+        ("num_classes", "9" * 5000, "metadata num_classes"),
+        ("input_size", "[1, 1e9, 16]", "metadata input_size"),
+        ("input_size", "[1, 99999999, 16]", "input_size is"),
+        ("input_size", "[1, 16]", "metadata input_size"),
+        ("input_size", "[" * 100_000, "metadata input_size"),
+        ("mean", "[NaN]", "mean is"),
+        ("mean", "[0.1, 0.2]", "mean is"),
+        ("std", "[0]", "std is"),
+        ("std", '{"a": 1}', "metadata std"),
+        ("crop_pct", "inf", "crop_pct is"),
+        ("interpolation", "bicubik", "did you mean 'bicubic'"),
+        ("class_names", '["only one"]', "class_names is"),
+        ("data_free", "maybe", "metadata data_free"),
+    ],
+)
+def test_hostile_metadata_is_one_line(tmp_path: Path, key: str, value: str, message: str) -> None:
+    models.save(student(), tmp_path / "s.safetensors", extra={key: value})
+    with pytest.raises(ModelError, match=message) as caught:
+        models.load(tmp_path / "s.safetensors")
+    assert len(str(caught.value)) < 500
+
+
+def test_hash_is_of_weights_and_not_of_counters(tmp_path: Path) -> None:
+    made = student()
+    state = {k: v for k, v in made.module.state_dict().items() if "num_batches" not in k}
+    torch.save(state, tmp_path / "t.pt")
+    assert models.load(tmp_path / "t.pt", input_size=(1, 16, 16)).sha256() == made.sha256()
+    with torch.no_grad():
+        next(made.module.parameters()).add_(1)
+    assert models.load(tmp_path / "t.pt").sha256() != made.sha256()
+
+
+def test_a_bundled_name_without_weights_keeps_its_architecture() -> None:
+    card = models.load("digits_resnet14", pretrained=False, device="meta").card
+    assert (card.weights, card.pretrained, card.data_free) == ("random", False, False)
+    assert card.input_size == (1, 16, 16)
+
+
+def test_a_known_name_wins_over_a_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models.save(student(), "resnet18")
+    models.save(student(), "mine")
+    named = models.load("resnet18", pretrained=False, device="meta")
+    assert named.card.architecture == "torchvision:resnet18"
+    assert models.load("mine").card.weights == "file mine"
+    assert models.load("./resnet18").card.weights == "file resnet18"
+
+
+@needs_data
+def test_the_public_cifar_teacher_is_recognised() -> None:
+    path = Path(str(DATA)) / "teachers" / "resnet20.safetensors"
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    card = models.load(path, mean=mean, std=std).card
+    assert card.architecture == "timm:cifar_resnet20"
+    assert (card.mean, card.std, card.num_classes) == (mean, std, 10)
+
+
+@needs_data
+def test_lite0_asks_for_the_choice_and_takes_it() -> None:
+    path = Path(str(DATA)) / "teachers" / "efficientnet_lite0.safetensors"
+    with pytest.raises(ModelError, match="timm:efficientnet_lite0 and timm:tf_efficientnet_lite0"):
+        models.load(path)
+    card = models.load(path, arch="tf_efficientnet_lite0").card
+    assert card.mean == card.std == (0.5, 0.5, 0.5)
+    assert card.input_size == (3, 224, 224)
+
+
+def test_metadata_is_plain_strings_and_json(tmp_path: Path) -> None:
+    models.save(student(), tmp_path / "s.safetensors", extra={"licence": "x"})
+    with safetensors.safe_open(tmp_path / "s.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert json.loads(metadata["class_names"]) == ["a", "b", "ü"]
+    assert json.loads(metadata["input_size"]) == [1, 16, 16]
+    assert metadata["licence"] == "x"
+
+
+def test_the_meta_device_holds_no_weights() -> None:
+    module: nn.Module = models.load("vit_giant_patch14_224", pretrained=False, device="meta").module
+    assert all(tensor.is_meta for tensor in module.state_dict().values())
+    with pytest.raises(ValueError, match="pretrained=False"):
+        models.load("resnet18", device="meta")
