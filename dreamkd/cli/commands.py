@@ -17,9 +17,10 @@ from rich.console import RenderableType
 
 from dreamkd.cli import tables
 from dreamkd.cli.display import display
+from dreamkd.cli.options import ordered
 from dreamkd.cli.streams import document, write_result
-from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfig, options
-from dreamkd.errors import DreamkdError, NoBatchNormError
+from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfig
+from dreamkd.errors import DreamkdError
 from dreamkd.events import Note, OnEvent
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
     """
     with _silent(config.quiet), display(quiet=config.quiet) as on_event:
         if config.verbose:
-            for field in options(type(config)):
+            for field in ordered(type(config)):
                 on_event(Note(f"{field.name} = {getattr(config, field.name)}"))
         answer = RUN[command](config, on_event=on_event, should_stop=should_stop)
     write_result(document(answer.document) if config.json else tables.text(*answer.tables))
@@ -58,13 +59,13 @@ def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop
     del should_stop  # seconds of work and nothing to save
     from dreamkd import inspection, models
 
-    classifier = models.load(
-        config.model, pretrained=not config.no_pretrained, **config.load_arguments()
+    weights: dict[str, Any] = (
+        {"pretrained": False, "device": "meta"} if config.no_pretrained else {}
     )
+    classifier = models.load(config.model, **weights, **config.load_arguments())
     on_event(Note(classifier.card.source))
     found = inspection.inspect(classifier)
-    error = None if found.layers else NoBatchNormError(found.verdict)
-    return Answer(found.to_json(), tables.inspection(found), error)
+    return Answer(found.to_json(), tables.inspection(found), found.error)
 
 
 def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
@@ -118,7 +119,7 @@ def _preprocessing(config: EvalConfig, classifier: Classifier) -> Preprocessing:
     """The model's own, with what the user overrides."""
     from dreamkd.data import Preprocessing
 
-    given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
+    given: dict[str, Any] = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
     own = Preprocessing.of(classifier.card)
     return dataclasses.replace(own, **{k: v for k, v in given.items() if v is not None})
 

@@ -1,4 +1,4 @@
-"""What workflows say while they work, on stderr: a live bar on a terminal, plain lines elsewhere."""
+"""What workflows say while they work, on stderr: live bars on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -81,15 +82,16 @@ class Bars:
         self._bars.console.print(Text(one_line(_text(event)), style=style), soft_wrap=True)
 
     def _progress(self, event: events.Progress) -> None:
-        if event.phase not in self._tasks:
-            self._tasks[event.phase] = self._bars.add_task(one_line(event.phase))
-        self._bars.update(
-            self._tasks[event.phase],
-            completed=event.done,
-            total=event.total,
-            unit=event.unit,
-            terms="  ".join(_terms(event.terms)),
-        )
+        shown: dict[str, Any] = {
+            "completed": event.done,
+            "total": event.total,
+            "unit": event.unit,
+            "terms": "  ".join(_terms(event.terms)),
+        }
+        if event.phase in self._tasks:
+            self._bars.update(self._tasks[event.phase], **shown)
+        else:
+            self._tasks[event.phase] = self._bars.add_task(one_line(event.phase), **shown)
 
 
 def duration(seconds: float) -> str:

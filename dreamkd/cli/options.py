@@ -7,11 +7,10 @@ after Typer has returned, outside of its exception handling.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from dreamkd.errors import ConfigError, nearest
 #: Order of the panels of a help page and of the tables of docs/cli.md.
 GROUPS = ("Model", "Data", "Images", "Image loss", "Student", "Run")
 
-CONFIG_HELP = "settings from a TOML or JSON file, or a run's resolved.json; flags win over it"
+CONFIG_FILES = "settings from a TOML or JSON file, or a run's resolved.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def parse(argv: Sequence[str]) -> Request | int:
     return answer if isinstance(answer, Request) else int(answer or 0)
 
 
+@cache
 def application() -> typer.Typer:
     """The Typer application: one command per entry of `config.COMMANDS`."""
     app = typer.Typer(
@@ -128,7 +128,9 @@ def _command(name: str, config: type) -> Callable[..., Request]:
     def command(**given: Any) -> Request:
         file = given.pop("config", None)
         del given["help"]
-        values = {key: _given(fields[key], value) for key, value in given.items() if value is not None}
+        values = {
+            key: _given(fields[key], value) for key, value in given.items() if value is not None
+        }
         settings = read_file(Path(file)) if file is not None else None
         return Request(name, merge(config, values, file=settings))
 
@@ -188,6 +190,8 @@ def _show_help(context: typer.Context, wanted: bool | None) -> None:
 
 def _show_version(wanted: bool | None) -> None:
     if wanted:
+        from importlib.metadata import version  # slow, and wanted only here
+
         print(f"dreamkd {version('dreamkd')}")
         raise typer.Exit
 
@@ -195,7 +199,7 @@ def _show_version(wanted: bool | None) -> None:
 def _usage_line(error: Any, argv: Sequence[str]) -> str:
     if hasattr(error, "possibilities"):
         return f"unknown option {error.option_name!r}{_hint(error.option_name, argv[0])}"
-    text = error.format_message().strip().rstrip(".")
+    text = str(error.format_message()).strip().rstrip(".")
     return text[:1].lower() + text[1:]
 
 
@@ -242,7 +246,11 @@ _CONFIG = _keyword(
     "config",
     str,
     typer.Option(
-        "--config", metavar="FILE", help=CONFIG_HELP, show_default=False, rich_help_panel="Run"
+        "--config",
+        metavar="FILE",
+        help=f"{CONFIG_FILES}; flags win over it",
+        show_default=False,
+        rich_help_panel="Run",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""stdout and stderr that never raise for what they are connected to, and text that is safe there."""
+"""Standard streams that take any text on any connection, and text that is safe to show there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_result(text: str) -> None:
 
 
 def document(result: dict[str, Any]) -> str:
-    """One JSON document in ASCII, with a newline; NaN and infinity, unknown to JSON, become null."""
+    """One JSON document in ASCII, and a newline. JSON knows no NaN and no infinity: null."""
     return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -15,19 +16,33 @@ from dreamkd.cli.streams import one_line
 
 if TYPE_CHECKING:
     from dreamkd.evaluation import Evaluation
+    from dreamkd.inspection import Inspection, LayerReport, Summary
+    from dreamkd.models import Card
 
 #: Off a terminal nobody sees a width: tables take what they need, so that `grep` finds whole names.
 _UNLIMITED = 10_000
 
 
 def text(*renderables: RenderableType) -> str:
-    """What `renderables` look like on stdout: coloured and wrapped on a terminal, plain elsewhere."""
+    """What `renderables` look like on stdout: in colour and wrapped on a terminal, else plain."""
     width = None if sys.stdout.isatty() else _UNLIMITED
-    console = Console(highlight=False, emoji=False, markup=False, width=width)
-    with console.capture() as captured:
-        for renderable in renderables:
-            console.print(renderable)
-    return "".join(line.rstrip() + "\n" for line in captured.get().splitlines())
+    page = _Page()
+    console = Console(file=page, highlight=False, emoji=False, markup=False, width=width)
+    for renderable in renderables:
+        console.print(renderable)
+    lines = [line.rstrip() for line in page.getvalue().splitlines()]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+class _Page(io.StringIO):
+    """What looks like stdout to rich, which asks for colours and for characters to draw with."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding
+
+    def isatty(self) -> bool:
+        return sys.stdout.isatty()
 
 
 def facts(result: Mapping[str, Any]) -> Table:
@@ -38,6 +53,17 @@ def facts(result: Mapping[str, Any]) -> Table:
     for name, value in _rows(result):
         table.add_row(_cell(name), _cell(value))
     return table
+
+
+def inspection(found: Inspection) -> tuple[RenderableType, ...]:
+    """The layers in execution order, the model and the verdict."""
+    verdict = Text(one_line(found.verdict), style="green" if found.invertible else "red")
+    summary = facts(_model(found.card))
+    if found.norms:
+        norms = ", ".join(f"{number} {kind}" for kind, number in found.norms.items())
+        summary.add_row(_cell("other norms"), _cell(norms))
+    summary.add_row(_cell("verdict"), verdict)
+    return (_layers(found), summary) if found.layers else (summary,)
 
 
 def evaluation(found: Evaluation, *, per_class: bool) -> tuple[RenderableType, ...]:
@@ -56,6 +82,50 @@ def evaluation(found: Evaluation, *, per_class: bool) -> tuple[RenderableType, .
     for row in found.per_class:
         table.add_row(_cell(row.name), str(row.count), f"{row.top1:.2f}")
     return table, summary
+
+
+def _layers(found: Inspection) -> Table:
+    measured = any(layer.running_mean for layer in found.layers)
+    notes = [_note(layer, pretrained=found.card.pretrained) for layer in found.layers]
+    table = _table("layer", "kind", "channels>", "input>")
+    for wanted, title in ((measured, "mean"), (measured, "variance"), (any(notes), "note")):
+        if wanted:
+            table.add_column(title, overflow="fold")
+    for layer, note in zip(found.layers, notes, strict=True):
+        cells = [layer.name, layer.kind, str(layer.channels), _size(layer.resolution)]
+        cells += [_range(layer.running_mean), _range(layer.running_var)] if measured else []
+        table.add_row(*map(_cell, [*cells, note] if any(notes) else cells))
+    return table
+
+
+def _note(layer: LayerReport, *, pretrained: bool) -> str:
+    said = {
+        "never runs": layer.calls == 0,
+        f"runs {layer.calls} times": layer.calls > 1,
+        "untrained": layer.untrained and pretrained,  # random weights are, all of them
+        layer.broken: bool(layer.broken),
+    }
+    return ", ".join(what for what, holds in said.items() if holds)
+
+
+def _model(card: Card) -> dict[str, str]:
+    return {
+        "model": card.architecture,
+        "weights": card.weights + (", made without real images" if card.data_free else ""),
+        "parameters": f"{card.parameters:,}",
+        "classes": f"{card.num_classes:,}",
+        "input": f"{_size(card.input_size)}, {card.interpolation}, crop {card.crop_pct:g}",
+        "mean": _value(card.mean),
+        "std": _value(card.std),
+    }
+
+
+def _size(extents: Sequence[int] | None) -> str:
+    return "-" if extents is None else "x".join(map(str, extents))
+
+
+def _range(summary: Summary | None) -> str:
+    return "-" if summary is None else f"{summary.min:.2g} .. {summary.max:.2g}"
 
 
 def _table(*columns: str) -> Table:

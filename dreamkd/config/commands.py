@@ -369,7 +369,7 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
 def _check_bases(config: type, instance: Any) -> None:
     for base in config.__mro__[1:]:
         if "check" in vars(base):
-            base.check(instance)
+            vars(base)["check"](instance)
 
 
 #: Command -> its settings; the command line and docs/cli.md are generated from this table.

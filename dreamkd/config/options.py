@@ -125,7 +125,7 @@ class OptionField:
     def _parse_one(self, value: Any) -> Any:
         if self.option.auto and value == AUTO:
             return AUTO
-        parsed, shown = self._convert(value), reprlib.repr(value)
+        parsed, shown = self._convert(value), _shown(value)
         o = self.option
         if o.choices and parsed not in o.choices:
             raise ConfigError(
@@ -142,7 +142,7 @@ class OptionField:
 
     def _convert(self, value: Any) -> Any:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        wrong = ConfigError(f"{self.flag}: {reprlib.repr(value)} is not {names[self.kind]}")
+        wrong = ConfigError(f"{self.flag}: {_shown(value)} is not {names[self.kind]}")
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise wrong
@@ -151,12 +151,13 @@ class OptionField:
             raise wrong
         if self.kind is int and isinstance(value, float):
             raise wrong
-        if self.kind is str and (value == "" or "\0" in str(value)):
-            raise wrong  # neither a name nor a path
         try:
-            return self.kind(value)
-        except (ValueError, OverflowError):
+            converted = self.kind(value)
+        except (ValueError, OverflowError, TypeError):  # TypeError: TOML has dates
             raise wrong from None
+        if self.kind is str and (converted == "" or "\0" in converted):
+            raise wrong  # neither a name nor a path
+        return converted
 
     def _within(self, value: float) -> bool:
         o = self.option
@@ -165,6 +166,14 @@ class OptionField:
             and (o.maximum is None or value <= o.maximum)
             and (o.above is None or value > o.above)
         )
+
+
+def _shown(value: Any) -> str:
+    """`value` as a message quotes it: short, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # 0xff... of thousands of digits, legal in TOML, has no decimal text
+        return "that number"
 
 
 def _bound(value: float) -> str:

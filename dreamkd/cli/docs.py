@@ -1,0 +1,107 @@
+"""docs/cli.md, generated: `python -m dreamkd.cli.docs` prints it, `--write` updates the file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from dreamkd.cli.options import CONFIG_FILES, default_text, flags, ordered, value_name
+from dreamkd.config import COMMANDS, PRESETS, OptionField
+from dreamkd.errors import EXIT_CODES
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([_INTRODUCTION, *_commands(), *_presets(), *_exit_codes()]) + "\n"
+
+
+def _commands() -> Iterator[str]:
+    for name, config in COMMANDS.items():
+        argument = "".join(f" {f.flag}" for f in ordered(config) if f.option.argument)
+        yield f"\n## `dreamkd {name}{argument}`\n\n{config.__doc__}"
+        for group, fields in groupby(ordered(config), key=lambda field: field.option.group):
+            yield f"\n### {group}\n"
+            yield from _table(
+                ("option", "default", "legal", "symbol", "meaning"), map(_row, fields)
+            )
+
+
+def _row(field: OptionField) -> tuple[str, ...]:
+    value = value_name(field)
+    default = "required" if field.required else default_text(field)
+    legal = field.legal.replace("|", ", ")
+    name = flags(field) if field.option.argument or not value else f"{flags(field)} {value}"
+    return f"`{name}`", default, legal, field.option.symbol, field.option.help
+
+
+def _presets() -> Iterator[str]:
+    yield _PRESETS_INTRODUCTION
+    names = next(iter(PRESETS.values()))
+    heads = [f"{preset}, {size}" for preset in PRESETS for size in ("< 64 px", ">= 64 px")]
+    rows = (
+        (f"`{name}`", *(_number(value) for preset in PRESETS.values() for value in preset[name]))
+        for name in names
+    )
+    yield from _table(("setting", *heads), rows)
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "\n## Exit codes\n"
+    yield from _table(("code", "meaning"), ((str(c), text) for c, text in EXIT_CODES.items()))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for row in (heads, ["---"] * len(heads), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the page, or write it where the repository keeps it."""
+    if list(argv) == ["--write"]:
+        PAGE.write_text(page(), encoding="utf-8")
+    else:
+        sys.stdout.write(page())
+    return 0
+
+
+_INTRODUCTION = f"""# The command line
+
+Generated from the code by `python -m dreamkd.cli.docs --write`; do not edit.
+
+`dreamkd COMMAND --help` shows the same tables. A setting is taken from the flag, else from the file
+given by `--config`, else from its default:
+
+    default < --config FILE < flag
+
+`--config FILE` reads {CONFIG_FILES}; names are those of the
+flags, with dashes or underscores. An unknown name, like an unknown option, is refused together with
+the nearest known one, before anything is created. An option that takes several values (`X,...`)
+takes them separated by commas, and may be repeated.
+
+**Streams.** stdout carries the result only: a table, or with `--json` exactly one JSON document
+(NaN and infinity become `null`). Choices that were made, progress, hints and errors go to stderr;
+`--quiet` leaves only the errors. Progress is a live bar on a terminal and otherwise one plain line
+at most every 10 seconds; `NO_COLOR` is honoured. An error is one line, `dreamkd: error: ...`.
+
+**Stopping.** The first Ctrl-C or SIGTERM asks `invert` and `distill` to save their state and end;
+the same command continues. The second one ends at once, which costs the work since the last saved
+state and nothing else. Commands that keep no state end at the first."""
+
+_PRESETS_INTRODUCTION = """
+## Presets
+
+What `auto` becomes, by `--preset` and by the short side of the model's input. `jitter` is given as
+a share of that side, and becomes at least one pixel. Grey images are never flipped.
+"""
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Progress: plain lines off a terminal, bars on one."""
+
+import os
+import pty
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import pytest
+
+from dreamkd.cli.display import Bars, Lines, display, duration
+from dreamkd.events import Event, Finished, Hint, Note, Progress, ignore
+
+
+def test_lines_come_with_a_phase_and_then_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Steps 0 to 100, one a second: written at 0, 10, ..., 100; the other phase at once.
+    now = 0.0
+    lines = Lines(clock=lambda: now)
+    for step in range(101):
+        now = float(step)
+        lines(Progress("images", step, 100, "steps", {"r_feature": 12.3456, "ce": 0.5}))
+        if step == 5:
+            lines(Progress("student", 1, 10, "epochs"))
+    lines(Finished("images", 100.0))
+    written = capsys.readouterr().err.splitlines()
+    assert written[:2] == [
+        "images: 0/100 steps, r_feature 12.35, ce 0.5",
+        "student: 1/10 epochs",
+    ]
+    # The other phase's line, at second 5, counts too: next at 15, 85 steps at one a second left.
+    assert written[2] == "images: 15/100 steps, 1 min 25 s left, r_feature 12.35, ce 0.5"
+    assert written[3].startswith("images: 25/100 steps, 1 min 15 s left")
+    assert written[-1] == "images: done in 1 min 40 s"
+    assert len(written) == 2 + 9 + 1
+
+
+def test_a_phase_that_ended_may_begin_again(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(clock=lambda: 0.0)
+    events: list[Event] = [Progress("a", 1, 2, "steps"), Finished("a", 1), Note("n"), Hint("h")]
+    for event in [*events, *events]:
+        lines(event)
+    assert capsys.readouterr().err.splitlines() == 2 * [
+        "a: 1/2 steps",
+        "a: done in 1.0 s",
+        "n",
+        "hint: h",
+    ]
+
+
+def test_a_stderr_that_is_gone_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    lines = Lines()
+    lines(Note("nobody reads this"))
+    lines(Note("nor this"))
+    monkeypatch.undo()
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+
+
+def test_off_a_terminal_and_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with display(quiet=False) as on_event:
+        assert isinstance(on_event, Lines)
+    with display(quiet=True) as on_event:
+        assert on_event is ignore
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
+    """A pseudo terminal: the descriptor to read from, and the stream that writes to it."""
+    reader, writer = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with os.fdopen(writer, "w") as stream:
+        yield reader, stream
+    os.close(reader)
+
+
+def show(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> str:
+    reader, stream = terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    with display(quiet=False) as on_event:
+        assert isinstance(on_event, Bars)
+        on_event(Hint("look at [this]"))
+        on_event(Progress("images [1]", 3, 8, "steps", {"ce": 0.25}))
+        on_event(Progress("images [1]", 4, 8, "steps", {"ce": 0.125}))
+    on_event(Finished("images [1]", 2))
+    monkeypatch.undo()
+    return os.read(reader, 100_000).decode()
+
+
+def test_bars_on_a_terminal(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = show(terminal, monkeypatch)
+    assert "hint: look at [this]" in text
+    assert "images [1]" in text
+    assert "4/8 steps" in text
+    assert "ce 0.125" in text
+    assert "\x1b[33m" in text  # hints are yellow
+    assert text.rstrip().endswith("images [1]: done in 2.0 s")
+
+
+def test_no_color_is_honoured(
+    terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in show(terminal, monkeypatch)
+
+
+def test_a_dumb_terminal_gets_lines(
+    terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal[1])
+    monkeypatch.setenv("TERM", "dumb")
+    with display(quiet=False) as on_event:
+        assert isinstance(on_event, Lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3600, "1 h 00 min"),
+        (86400 + 7200, "1 d 2 h"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,138 @@
+"""Commands from end to end on the bundled teacher, and how their results look."""
+
+import json
+import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from dreamkd import inspection
+from dreamkd.cli import main, tables
+from dreamkd.models import Card, Classifier
+
+TEACHER = "digits_resnet14"
+
+
+def card(**given: object) -> Card:
+    values = {
+        "architecture": "our[red]net\x1b[2J",
+        "weights": "file a.pt",
+        "source": "a.pt",
+        "num_classes": 2,
+        "input_size": (1, 4, 4),
+        "mean": (0.5,),
+        "std": (0.25,),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "parameters": 1234567,
+        "pretrained": True,
+    }
+    return Card(**{**values, **given})  # type: ignore[arg-type]
+
+
+def test_inspect_shows_layers_model_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", TEACHER]) == 0
+    streams = capsys.readouterr()
+    lines = streams.out.splitlines()
+    assert lines[0].split() == ["layer", "kind", "channels", "input", "mean", "variance"]
+    assert lines[2].split()[:4] == ["bn1", "BatchNorm2d", "16", "16x16"]
+    assert len([line for line in lines if "BatchNorm2d" in line]) == 13  # 1 + 2 * 6 blocks
+    assert "parameters  172,218" in lines
+    assert lines[-1] == "verdict     invertible: 13 batch-norm layers"
+    assert streams.err == f"{TEACHER}: timm:cifar_resnet14, as its metadata says\n"
+
+
+def test_inspect_without_weights_shows_no_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "resnet18", "--no-pretrained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "kind", "channels", "input"]
+    assert lines[-1].startswith("verdict     invertible once trained: 20 batch-norm layers")
+
+
+def test_inspect_without_batch_norm_shows_what_there_is_and_is_4(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["inspect", "vit_b_16", "--no-pretrained", "--json"]) == 4
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["norms"] == {"LayerNorm": 25}
+    assert streams.err.splitlines()[-1].startswith("dreamkd: error: torchvision:vit_b_16 ")
+    assert "25 LayerNorm" in streams.err
+
+
+def test_layers_that_are_broken_repeated_or_never_run_are_noted() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1), nn.BatchNorm2d(1))
+    network[0].running_var.fill_(-1)  # type: ignore[union-attr,operator]
+    network[1].running_mean.fill_(0.5)  # type: ignore[union-attr,operator]
+    layers = (network[0], network[1], network[1])
+    network.forward = lambda x: [x := layer(x) for layer in layers][-1]  # type: ignore[method-assign]
+    found = inspection.inspect(Classifier(network.eval(), card()))
+    lines = tables.text(*tables.inspection(found)).splitlines()
+    rows = [line.split(maxsplit=10) for line in lines[2:5]]
+    assert [row[-1] for row in rows] == [
+        "variance is negative in 1 channels",
+        "runs 2 times",
+        "never runs, untrained",
+    ]
+    assert "model       our[red]net\\x1b[2J" in lines
+    assert lines[-1].startswith("verdict     not, because 1 of 3 layers are broken")
+
+
+def test_eval_prints_measures_and_the_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["eval", TEACHER, "--data", "sklearn:digits", "--precision", "fp32", "--threads", "1"]
+    assert main([*argv, "--teacher", TEACHER, "--per-class"]) == 0
+    streams = capsys.readouterr()
+    lines = streams.out.splitlines()
+    assert lines[0].split() == ["class", "images", "top-1", "%"]
+    assert [line.split()[0] for line in lines[2:12]] == [str(digit) for digit in range(10)]
+    assert lines[-1] == "agreement  100.00 %"
+    assert "cpu, fp32, 1 thread" in streams.err
+    assert main([*argv, "--json", "--quiet"]) == 0
+    streams = capsys.readouterr()
+    assert streams.err == ""
+    found = json.loads(streams.out)
+    assert found["model"]["architecture"] == "timm:cifar_resnet14"
+    assert found["count"] == sum(int(line.split()[1]) for line in lines[2:12])
+    assert (found["device"], found["precision"], found["threads"]) == ("cpu", "fp32", 1)
+    assert "per_class" not in found
+    assert f"top-1      {found['top1']:.2f} %" in lines
+
+
+def test_eval_takes_interpolation_and_crop_from_the_user(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    losses = []
+    for more in ([], ["--crop-pct", "0.5"], ["--crop-pct", "0.5", "--interpolation", "nearest"]):
+        assert main(["eval", TEACHER, "--data", "sklearn:digits", "--json", *more]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert len(set(losses)) == 3
+
+
+def test_eval_of_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", TEACHER, "--data", str(tmp_path / "keine Bilder")]) == 5
+    assert "keine Bilder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", TEACHER, "--data", "sklearn:digits", "--device", "gpu"]) == 2
+    line = "dreamkd: error: --device: 'gpu' is not one of auto, cpu, cuda, cuda:N\n"
+    assert capsys.readouterr().err == line
+
+
+def test_facts_of_nested_values() -> None:
+    result = {"images": 3, "top_1": 12.345678, "of": {"a_b": None, "c": [1, 2.5]}, "done": True}
+    assert tables.text(tables.facts(result)).splitlines() == [
+        "images   3",
+        "top 1    12.35",
+        "of: a b  -",
+        "of: c    1, 2.5",
+        "done     yes",
+    ]
+
+
+def test_tables_are_plain_ascii_where_the_locale_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="latin-1"))
+    network = nn.Sequential(nn.BatchNorm2d(1)).eval()
+    found = inspection.inspect(Classifier(network, card(architecture="a")))
+    assert tables.text(*tables.inspection(found)).isascii()

@@ -1,0 +1,193 @@
+"""Settings: parsing, ranges, merging, files, and what `auto` becomes."""
+
+from dataclasses import dataclass, fields
+from datetime import date
+from typing import Any
+
+import pytest
+
+from dreamkd.config import (
+    COMMANDS,
+    PRESETS,
+    DistillConfig,
+    EvalConfig,
+    ImageConfig,
+    InspectConfig,
+    InvertConfig,
+    OptionField,
+    merge,
+    option,
+    options,
+    settle,
+)
+from dreamkd.errors import ConfigError
+
+EVERY = [(name, field) for name, config in COMMANDS.items() for field in options(config)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One field of each kind."""
+
+    name: str = option(group="Run", argument=True, help="h")
+    count: int = option(3, group="Run", minimum=1, maximum=5, help="h")
+    rate: float = option(0.5, group="Run", above=0, maximum=1, help="h")
+    steps: int | str = option("auto", group="Run", minimum=1, auto="by size", help="h")
+    kind: str = option("a", group="Run", choices=("a", "b"), help="h")
+    where: str | None = option(None, group="Run", help="h")
+    mean: tuple[float, ...] = option((), group="Run", minimum=0, help="h")
+    sure: bool = option(False, group="Run", help="h")
+
+
+FIELDS = {field.name: field for field in options(Example)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parsed"),
+    [
+        ("count", "5", 5),
+        ("count", 5, 5),
+        ("rate", "1", 1.0),
+        ("rate", 1, 1.0),
+        ("rate", "1e-3", 0.001),
+        ("steps", "auto", "auto"),
+        ("steps", "7", 7),
+        ("kind", "b", "b"),
+        ("where", None, None),
+        ("where", "x y/ä", "x y/ä"),
+        ("mean", "0.1,0.2", (0.1, 0.2)),
+        ("mean", [0.1, "0.2"], (0.1, 0.2)),
+        ("mean", 1, (1.0,)),
+        ("sure", True, True),
+    ],
+)
+def test_legal_values(name: str, value: Any, parsed: Any) -> None:
+    assert FIELDS[name].parse(value) == parsed
+    assert type(FIELDS[name].parse(value)) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("count", "6", "--count: '6' is out of range; legal: 1..5"),
+        ("count", 0, "--count: 0 is out of range; legal: 1..5"),
+        ("count", "2.0", "--count: '2.0' is not a whole number"),
+        ("count", 2.0, "--count: 2.0 is not a whole number"),
+        ("count", True, "--count: True is not a whole number"),
+        ("count", "auto", "--count: 'auto' is not a whole number"),
+        ("count", date(2020, 1, 1), "--count: datetime.date(2020, 1, 1) is not a whole number"),
+        ("count", None, "--count: None is not a whole number"),
+        ("rate", "0", "--rate: '0' is out of range; legal: >0 and <=1"),
+        ("rate", "nan", "--rate: 'nan' is not a finite number"),
+        ("rate", "1e999", "--rate: '1e999' is not a finite number"),
+        ("rate", 10**400, f"--rate: {'1' + 17 * '0'}...{19 * '0'} is not a number"),
+        ("steps", None, "--steps: None is not a whole number"),
+        ("steps", 0, "--steps: 0 is out of range; legal: >=1 or auto"),
+        ("steps", 2**63, "--steps: 9223372036854775808 is out of range; it has more than 64 bits"),
+        ("steps", "Auto", "--steps: 'Auto' is not a whole number"),
+        ("kind", "aa", "--kind: 'aa' is not one of a, b (did you mean 'a'?)"),
+        ("where", "", "--where: '' is not text"),
+        ("where", ["a"], "--where: ['a'] is not text"),
+        ("where", "a\0b", r"--where: 'a\x00b' is not text"),
+        ("mean", "0.1,,", "--mean: '' is not a number"),
+        ("mean", [[0.1]], "--mean: [0.1] is not a number"),
+        ("mean", {}, "--mean: {} is not a number"),
+        ("mean", "-1", "--mean: '-1' is out of range; legal: >=0"),
+        ("sure", "yes", "--sure: 'yes' is not true or false"),
+        pytest.param("count", 16**5000, "--count: that number is out of range", id="hexadecimal"),
+        pytest.param("name", 16**5000, "NAME: that number is not text", id="hexadecimal name"),
+    ],
+)
+def test_illegal_values(name: str, value: Any, line: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        FIELDS[name].parse(value)
+    assert str(refusal.value).startswith(line)
+    assert len(str(refusal.value)) < 120
+
+
+def test_merge_is_default_then_file_then_given() -> None:
+    built = merge(Example, {"name": "n", "count": "4"}, file={"count": 2, "rate": 1})
+    assert (built.name, built.count, built.rate, built.kind) == ("n", 4, 1.0, "a")
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "line"),
+    [
+        ({}, {}, "NAME is missing: h"),
+        ({"name": "n"}, {"coun": 1}, "unknown setting 'coun' (did you mean 'count'?)"),
+        ({"name": "n", "zzzzz": 1}, {}, "unknown setting 'zzzzz'"),
+        ({"name": "n"}, {"count": 9}, "--count: 9 is out of range"),
+    ],
+)
+def test_merge_refuses(given: dict[str, Any], file: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        merge(Example, given, file=file)
+    assert str(refusal.value).startswith(line)
+
+
+@pytest.mark.parametrize(("command", "field"), EVERY, ids=[f"{c} {f.flag}" for c, f in EVERY])
+def test_every_field_documents_itself_and_its_default_is_legal(
+    command: str, field: OptionField
+) -> None:
+    assert field.option.help.strip() == field.option.help != ""
+    assert not field.option.help.endswith(".")
+    if not field.required and field.default is not None:
+        assert field.parse(field.default) == field.default
+    if field.kind in (int, float) and not field.is_list and field.default is not None:
+        assert field.legal, "a number without a range"
+
+
+def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
+    by_name = {field.name: field for field in options(ImageConfig)}
+    for preset in PRESETS.values():
+        assert set(preset) == set(PRESETS["fast"])
+        for name, values in preset.items():
+            if name != "jitter":  # a share of the side; pixels once settled
+                assert [by_name[name].parse(value) for value in values] == list(values)
+    autos = {name for name, field in by_name.items() if field.default == "auto"}
+    assert autos == set(PRESETS["fast"])
+
+
+@pytest.mark.parametrize(
+    ("size", "preset", "want"),
+    [
+        # jitter: 32/16; 224 * 30/224; 16 * 2/32
+        ((3, 32, 32), "fast", {"image_steps": 200, "jitter": 2, "flip": "on"}),
+        ((3, 224, 224), "fast", {"image_steps": 600, "jitter": 30, "flip": "on"}),
+        ((1, 16, 16), "released", {"image_steps": 2000, "jitter": 1, "flip": "off"}),
+        ((1, 224, 224), "released", {"image_batch_size": 84, "flip": "off"}),
+        ((3, 64, 32), "released", {"image_schedule": "constant"}),
+    ],
+)
+def test_auto_is_settled_by_preset_and_size(
+    size: tuple[int, int, int], preset: str, want: dict[str, Any]
+) -> None:
+    settled = settle(ImageConfig(preset=preset), input_size=size)
+    assert {name: getattr(settled, name) for name in want} == want
+    assert "auto" not in [getattr(settled, field.name) for field in fields(settled)]
+
+
+def test_what_is_given_is_not_settled() -> None:
+    settled = settle(ImageConfig(jitter=9, flip="on"), input_size=(1, 16, 16))
+    assert (settled.jitter, settled.flip) == (9, "on")
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "line"),
+    [
+        (InspectConfig, {"model": "m", "input_size": (1, 2)}, "--input-size: give H, or C,H,W"),
+        (EvalConfig, {"model": "m", "data": "d", "quiet": True, "verbose": True}, "--quiet and"),
+        (InvertConfig, {"model": "m", "quiet": True, "verbose": True}, "--quiet and --verbose"),
+        (DistillConfig, {"teacher": "t", "student": "s", "steps": 3}, "--warmup: 100 must be"),
+    ],
+)
+def test_combinations(config: type, values: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        merge(config, values)
+    assert str(refusal.value).startswith(line)
+
+
+def test_one_side_is_a_square_colour_image() -> None:
+    config = InspectConfig(model="m", input_size=(32,))
+    assert config.load_arguments()["input_size"] == (3, 32, 32)
+    assert InspectConfig(model="m").load_arguments()["input_size"] is None
