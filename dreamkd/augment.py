@@ -59,7 +59,7 @@ class _Permute(torch.autograd.Function):
         ctx.save_for_backward(inputs[3], inputs[4])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows_back, columns_back = ctx.saved_tensors
         return _take(gradient, rows_back, columns_back), None, None, None, None
 

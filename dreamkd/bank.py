@@ -56,9 +56,10 @@ class Bank:
         """
         records = [{"key": f"{start + i:08d}", **fact} for i, fact in enumerate(facts)]
         shard = shards.write(self._path(k), images, labels.tolist(), records)
-        if k not in self._lines:
-            self._lines[k] = {"batch": k, "start": start, **shard.to_json(), **line}
-            self._run.add_line(self._lines[k])
+        entry = {"batch": k, "start": start, **shard.to_json(), **line}
+        if self._lines.get(k) != entry:  # remade by another PNG encoder: the last line counts
+            self._lines[k] = entry
+            self._run.add_line(entry)
 
     def read(self, k: int) -> tuple[Tensor, Tensor]:
         """Batch `k`: uint8 (B, C, H, W) and int64 (B,)."""
@@ -73,17 +74,13 @@ class Bank:
 
     def write_contact_sheet(self) -> Path:
         """Put the first images on one page, sorted by class: `contact-sheet.png`."""
-        images, labels = [], []
+        shown: list[tuple[Tensor, Tensor]] = []
         for k in sorted(self._lines):
-            if sum(map(len, images)) >= _SHEET_IMAGES:
-                break
-            batch = self.read(k)
-            images.append(batch[0])
-            labels.append(batch[1])
-        every_image, every_label = torch.cat(images), torch.cat(labels)
-        order = every_label[:_SHEET_IMAGES].argsort(stable=True)
+            if sum(len(labels) for _, labels in shown) < _SHEET_IMAGES:
+                shown.append(self.read(k))
+        images, labels = (torch.cat(part)[:_SHEET_IMAGES] for part in zip(*shown, strict=True))
         path = self._run.folder / "contact-sheet.png"
-        contactsheet.write(path, every_image[order], columns=_SHEET_COLUMNS)
+        contactsheet.write(path, images[labels.argsort(stable=True)], columns=_SHEET_COLUMNS)
         return path
 
     def _path(self, k: int) -> Path:

@@ -129,7 +129,7 @@ def condition(layer: Layer) -> str:
 def require_statistics(model: nn.Module, *, name: str) -> None:
     """Refuse a network whose statistics R_feature cannot match.
 
-    Raises: NoBatchNormError: no layer holds running statistics, one is broken, or all are untrained.
+    Raises: NoBatchNormError: no layer has running statistics, one is broken, or all untrained.
     """
     found = layers(model)
     conditions = [condition(layer) for layer in found]

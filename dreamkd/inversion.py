@@ -1,11 +1,12 @@
 """`dreamkd invert`: a trained classifier turned into shards of images.
 
-Batch k is a pure function of (settings, teacher, k) and shard k holds it, so that resuming is making
-the batches that are missing.
+Batch k is a pure function of (settings, teacher, k) and shard k holds it, so that resuming is
+making the batches that are missing.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -128,11 +129,12 @@ def _deal(
 
 def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:
     lines = bank.lines
-    images = sum(line["count"] for line in lines)
+    images: int = sum(line["count"] for line in lines)
 
     def mean(values: Sequence[float]) -> float:
         """Over images: every batch counts by its size."""
-        return sum(v * line["count"] for v, line in zip(values, lines, strict=True)) / images
+        weighed = [v * line["count"] for v, line in zip(values, lines, strict=True)]
+        return math.fsum(weighed) / images
 
     return Inversion(
         out=str(folder),

@@ -1,6 +1,6 @@
 """The equations, one pure function each.
 
-Every term is a mean over images or a statistic of the batch, so no weight depends on the batch size.
+Every term is a mean over images or a statistic of the batch: no weight depends on its size.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ def r_feature(stats: Sequence[Statistics], *, first_scale: float = 1.0) -> Tenso
     The seed prints sigma in Eq. 4 where its text and Eq. 6 mean the variance, used here.
 
     Args:
-        stats: one entry per batch-norm call, mean and var of shape (C_l,), float32, biased variance.
-        first_scale: multiplier of the first executed layer; 1 in the paper, 10 in the released code.
+        stats: one entry per batch-norm call, (C_l,), float32, biased variance.
+        first_scale: multiplier of the first executed layer: 1 in the paper, 10 as released.
     Returns: scalar >= 0, with a finite gradient also where the statistics agree.
     Raises: NoBatchNormError: stats is empty.
     """
     if not stats:
         raise NoBatchNormError("R_feature needs batch-norm statistics and this network ran none")
     # vector_norm has a zero gradient at zero, where the square root of a sum has none.
-    norms = [
-        torch.linalg.vector_norm(s.mean - s.running_mean)
-        + torch.linalg.vector_norm(s.var - s.running_var)
-        for s in stats
-    ]
-    return first_scale * norms[0] + sum(norms[1:], start=norms[0].new_zeros(()))
+    norms = torch.stack(
+        [
+            torch.linalg.vector_norm(s.mean - s.running_mean)
+            + torch.linalg.vector_norm(s.var - s.running_var)
+            for s in stats
+        ]
+    )
+    return first_scale * norms[0] + norms[1:].sum()
 
 
 def tv_l2(x: Tensor) -> Tensor:
@@ -61,15 +63,12 @@ def tv_l2(x: Tensor) -> Tensor:
     Args: x: (B, C, H, W).
     Returns: scalar >= 0.
     """
-    return sum(
-        (torch.linalg.vector_norm(d.flatten(1), dim=1).mean() for d in _differences(x)),
-        start=x.new_zeros(()),
-    )
+    return torch.stack([_norms(d).mean() for d in _differences(x)]).sum()
 
 
 def tv_l1(x: Tensor) -> Tensor:
     """Mean absolute difference to the four neighbours, summed over directions, mean over images."""
-    return sum((d.abs().mean() for d in _differences(x)), start=x.new_zeros(()))
+    return torch.stack([d.abs().mean() for d in _differences(x)]).sum()
 
 
 def _differences(x: Tensor) -> tuple[Tensor, ...]:
@@ -82,9 +81,15 @@ def _differences(x: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def _norms(x: Tensor) -> Tensor:
+    """Euclidean norm per image: (B, C, H, W) -> (B,)."""
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms
+
+
 def l2(x: Tensor) -> Tensor:
     """R_l2 of Eq. 3: Euclidean norm per image of (B, C, H, W), mean over images."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+    return _norms(x).mean()
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -116,9 +116,10 @@ def measure(
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(frozen(network.module.to(device)))
-        for chunk, truth in zip(images.split(500), labels.split(500), strict=True):
-            logits = [_logits(network, chunk.to(device)) for network in networks]
-            accuracy.add(logits[0], truth.to(device))
+        for start in range(0, len(images), 500):
+            part = slice(start, start + 500)
+            logits = [_logits(network, images[part].to(device)) for network in networks]
+            accuracy.add(logits[0], labels[part].to(device))
             agreement.add(logits[0], logits[-1])
     return Measurement(accuracy.top1, agreement.percent if teacher is not None else None)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
 from dreamkd import batchnorm
-from dreamkd.config import DistillConfig, InvertConfig, settle
+from dreamkd.config import DistillConfig, InvertConfig, OutputConfig, merge, settle
 from dreamkd.engine import Runtime, worth_compiling
 from dreamkd.models import Classifier
 from dreamkd.runs import Run, requested_settings, versions
@@ -39,22 +39,18 @@ def prepare(
         for name, value in identity.items():
             run.require(name, value)
         assert run.resolved is not None
-        decided = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in run.resolved["config"].items()
-            if name in requested
-        }
-        config = cast("Config", replace(config, **decided))
+        decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
+        config = merge(type(config), {**_all(config), **decided})
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
-    config = cast("Config", settle(config, input_size=teacher.card.input_size))
-    config = cast("Config", replace(config, **runtime.settings()))
+    config = settle(config, input_size=teacher.card.input_size)
+    config = replace(config, **runtime.settings())
     if config.compile == "auto":
         calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
         earns = worth_compiling(calls, image_steps=image_steps(config))
-        config = cast("Config", replace(config, compile="on" if earns else "off"))
-    kept = {f.name: getattr(config, f.name) for f in fields(config)}
-    kept = {k: v for k, v in kept.items() if k not in ("json", "quiet", "verbose", "out")}
+        config = replace(config, compile="on" if earns else "off")
+    printed = {f.name for f in fields(OutputConfig)} | {"out"}
+    kept = {k: v for k, v in _all(config).items() if k not in printed}
     run.settle(
         {
             "command": type(config).__name__.removesuffix("Config").lower(),
@@ -65,6 +61,10 @@ def prepare(
         }
     )
     return config, runtime
+
+
+def _all(config: InvertConfig | DistillConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
 
 
 def _facts(teacher: Classifier) -> dict[str, Any]:

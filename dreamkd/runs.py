@@ -74,8 +74,12 @@ class Run:
         """Write the run's identity."""
         write_atomically(self.folder / "resolved.json", _pretty(resolved))
         self.resolved = dict(resolved)
-        environment = {"host": platform.node(), "python": platform.python_version()}
-        environment |= {"system": platform.platform(), "cores": os.cpu_count()}
+        environment = {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+        }
         write_atomically(self.folder / "env.json", _pretty(environment))
         self.shards.mkdir(exist_ok=True)
 

@@ -119,7 +119,7 @@ class Synthesiser:
 
     def __enter__(self) -> Self:
         device = self.runtime.device
-        # A twin carries the hooks, so that others who run the teacher meanwhile do not pay for them.
+        # A twin carries the hooks: others who run the teacher meanwhile do not pay for them.
         self._model = self._stack.enter_context(frozen(twin(self.teacher.module.to(device))))
         if self._rival is not None:
             self._stack.enter_context(frozen(self._rival.student.module.to(device)))
@@ -176,7 +176,7 @@ class Synthesiser:
             view = Roll(*(index.to(device, non_blocking=True) for index in view))
             weighted = self._run(images.inputs(), view, targets)
             optimizer.zero_grad()
-            weighted.sum().backward()
+            torch.autograd.backward(weighted.sum())
             optimizer.step()
             images.project()
             if step % _LOOK == _LOOK - 1 or step == steps - 1:

@@ -55,10 +55,15 @@ class Training:
         self._module = student.module.to(runtime.device)
         self._module.to(memory_format=torch.channels_last)
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
-        decayed = [p for p in self._module.parameters() if p.ndim > 1]
-        others = [p for p in self._module.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [p for p in self._module.parameters() if p.ndim > 1],
+                "weight_decay": config.weight_decay,
+            },
+            {"params": [p for p in self._module.parameters() if p.ndim <= 1]},
+        ]
         self._optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others}],
+            groups,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.momentum > 0,
@@ -106,7 +111,7 @@ class Training:
             with self.runtime.autocast():
                 loss = self._loss(views)
             self._optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             self._optimizer.step()
             self.step = step + 1
             if self.step % LOOK == 0 or self.step == until:

@@ -12,6 +12,7 @@ from dreamkd.config.commands import (
     InspectConfig,
     InvertConfig,
     ModelConfig,
+    OutputConfig,
     RuntimeConfig,
 )
 from dreamkd.config.options import Option, OptionField, merge, option, options, read_file
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "Option",
     "OptionField",
+    "OutputConfig",
     "RuntimeConfig",
     "merge",
     "option",

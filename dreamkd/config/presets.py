@@ -6,10 +6,12 @@ Weights of norms are per image (see docs/method.md for how the published ones co
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from dreamkd.config.commands import ImageConfig
+
+Config = TypeVar("Config", bound="ImageConfig")
 
 #: Inputs below this many pixels take the first column, others the second.
 LARGE = 64
@@ -55,7 +57,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any]]] = {
 }
 
 
-def settle(config: ImageConfig, *, input_size: tuple[int, int, int]) -> ImageConfig:
+def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     """Replace every `auto` of the image settings by its value for this input size.
 
     The table gives `jitter` as a share of the image; here it becomes pixels, at least one.

@@ -1,4 +1,4 @@
-"""What every loop shares: where it computes, at which rate, from which draws, behind which guards."""
+"""What every loop shares: where it computes, at which rate, behind which guards."""
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.guards import check_finite
