@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -27,19 +28,19 @@ def display(*, quiet: bool) -> Iterator[OnEvent]:
     if quiet:
         yield events.ignore
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _bars() as bars:
+        with _new_bars() as bars:
             yield Bars(bars)
     else:
         yield Lines()
 
 
 class Lines:
-    """Progress as plain lines: one when a phase begins, then one every `INTERVAL` seconds."""
+    """Progress as plain lines, one every `INTERVAL` seconds, whichever phase it is then."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._phases: dict[str, tuple[int, float]] = {}  # phase -> (done, time) when first seen
-        self._written = 0.0
+        self._written = -math.inf
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -52,11 +53,12 @@ class Lines:
 
     def _progress(self, event: events.Progress) -> None:
         now = self._clock()
-        begins = event.phase not in self._phases
-        if not begins and now - self._written < INTERVAL:
+        done, since = self._phases.setdefault(event.phase, (event.done, now))
+        if event.done >= event.total:
+            del self._phases[event.phase]
+        if now - self._written < INTERVAL:
             return
         self._written = now
-        done, since = self._phases.setdefault(event.phase, (event.done, now))
         parts = [f"{event.phase}: {event.done}/{event.total} {event.unit}"]
         if event.done > done and now > since:
             rate = (event.done - done) / (now - since)
@@ -65,21 +67,22 @@ class Lines:
 
 
 class Bars:
-    """Progress as one live bar per phase, gone when the phase ends."""
+    """Progress as one live bar per phase, gone when the phase ends or, complete, gives way."""
 
     def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+        self.bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._complete = ""  # the phase that came to its end last
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, events.Progress):
             self._progress(event)
             return
-        if isinstance(event, Finished) and event.phase in self._tasks:
-            self._bars.remove_task(self._tasks.pop(event.phase))
+        if isinstance(event, Finished):
+            self._remove(event.phase)
         style = "yellow" if isinstance(event, Hint) else ""
-        self._bars.console.print(Text(one_line(_text(event)), style=style), soft_wrap=True)
+        self.bars.console.print(Text(one_line(_text(event)), style=style), soft_wrap=True)
 
     def _progress(self, event: events.Progress) -> None:
         shown: dict[str, Any] = {
@@ -89,9 +92,16 @@ class Bars:
             "terms": "  ".join(_terms(event.terms)),
         }
         if event.phase in self._tasks:
-            self._bars.update(self._tasks[event.phase], **shown)
+            self.bars.update(self._tasks[event.phase], **shown)
         else:
-            self._tasks[event.phase] = self._bars.add_task(one_line(event.phase), **shown)
+            self._remove(self._complete)
+            self._tasks[event.phase] = self.bars.add_task(one_line(event.phase), **shown)
+        if event.done >= event.total:
+            self._complete = event.phase
+
+    def _remove(self, phase: str) -> None:
+        if phase in self._tasks:
+            self.bars.remove_task(self._tasks.pop(phase))
 
 
 def duration(seconds: float) -> str:
@@ -108,7 +118,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if days == 0 else f"{days} d {hours} h"
 
 
-def _bars() -> Progress:
+def _new_bars() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),

@@ -90,7 +90,7 @@ takes them separated by commas, and may be repeated.
 **Streams.** stdout carries the result only: a table, or with `--json` exactly one JSON document
 (NaN and infinity become `null`). Choices that were made, progress, hints and errors go to stderr;
 `--quiet` leaves only the errors. Progress is a live bar on a terminal and otherwise one plain line
-at most every 10 seconds; `NO_COLOR` is honoured. An error is one line, `dreamkd: error: ...`.
+every 10 seconds at most; `NO_COLOR` is honoured. An error is one line, `dreamkd: error: ...`.
 
 **Stopping.** The first Ctrl-C or SIGTERM asks `invert` and `distill` to save their state and end;
 the same command continues. The second one ends at once, which costs the work since the last saved

@@ -9,44 +9,44 @@ from typing import TextIO
 import pytest
 
 from dreamkd.cli.display import Bars, Lines, display, duration
-from dreamkd.events import Event, Finished, Hint, Note, Progress, ignore
+from dreamkd.events import Finished, Hint, Note, Progress, ignore
 
 
-def test_lines_come_with_a_phase_and_then_every_ten_seconds(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # Steps 0 to 100, one a second: written at 0, 10, ..., 100; the other phase at once.
+def test_lines_come_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     lines = Lines(clock=lambda: now)
-    for step in range(101):
+    for step in range(101):  # one step a second
         now = float(step)
-        lines(Progress("images", step, 100, "steps", {"r_feature": 12.3456, "ce": 0.5}))
-        if step == 5:
-            lines(Progress("student", 1, 10, "epochs"))
-    lines(Finished("images", 100.0))
+        lines(Progress("images 1", step, 100, "steps", {"r_feature": 12.3456, "ce": 0.5}))
+        if step == 50:
+            lines(Progress("student", 1, 10, "epochs"))  # within ten seconds of another line
+    now = 110.0
+    lines(Progress("images 2", 3, 100, "steps"))
+    lines(Finished("invert", 110.0))
     written = capsys.readouterr().err.splitlines()
-    assert written[:2] == [
-        "images: 0/100 steps, r_feature 12.35, ce 0.5",
-        "student: 1/10 epochs",
-    ]
-    # The other phase's line, at second 5, counts too: next at 15, 85 steps at one a second left.
-    assert written[2] == "images: 15/100 steps, 1 min 25 s left, r_feature 12.35, ce 0.5"
-    assert written[3].startswith("images: 25/100 steps, 1 min 15 s left")
-    assert written[-1] == "images: done in 1 min 40 s"
-    assert len(written) == 2 + 9 + 1
+    assert written[0] == "images 1: 0/100 steps, r_feature 12.35, ce 0.5"
+    # 90 steps at one a second are left, then 80, ...
+    assert written[1] == "images 1: 10/100 steps, 1 min 30 s left, r_feature 12.35, ce 0.5"
+    assert written[2] == "images 1: 20/100 steps, 1 min 20 s left, r_feature 12.35, ce 0.5"
+    assert written[10] == "images 1: 100/100 steps, 0.0 s left, r_feature 12.35, ce 0.5"
+    assert written[11:] == ["images 2: 3/100 steps", "invert: done in 1 min 50 s"]
 
 
-def test_a_phase_that_ended_may_begin_again(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines(clock=lambda: 0.0)
-    events: list[Event] = [Progress("a", 1, 2, "steps"), Finished("a", 1), Note("n"), Hint("h")]
-    for event in [*events, *events]:
+def test_many_short_phases_are_not_many_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = Lines(clock=lambda: now)
+    for second in range(35):
+        now = float(second)
+        for step in (1, 2):
+            lines(Progress(f"images {second}", step, 2, "steps"))
+    assert len(capsys.readouterr().err.splitlines()) == 4  # at 0, 10, 20 and 30 seconds
+
+
+def test_notes_and_hints_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    for event in (Note("chosen"), Hint("look"), Finished("a", 1)):
         lines(event)
-    assert capsys.readouterr().err.splitlines() == 2 * [
-        "a: 1/2 steps",
-        "a: done in 1.0 s",
-        "n",
-        "hint: h",
-    ]
+    assert capsys.readouterr().err.splitlines() == ["chosen", "hint: look", "a: done in 1.0 s"]
 
 
 def test_a_stderr_that_is_gone_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +86,16 @@ def show(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> str:
     with display(quiet=False) as on_event:
         assert isinstance(on_event, Bars)
         on_event(Hint("look at [this]"))
+        on_event(Progress("images [0]", 8, 8, "steps"))
         on_event(Progress("images [1]", 3, 8, "steps", {"ce": 0.25}))
         on_event(Progress("images [1]", 4, 8, "steps", {"ce": 0.125}))
+        assert [task.description for task in on_event.bars.tasks] == ["images [1]"]
     on_event(Finished("images [1]", 2))
     monkeypatch.undo()
-    return os.read(reader, 100_000).decode()
+    text = b""
+    while b" s\r\n" not in text:  # the end of the last line; a terminal gives what it has by then
+        text += os.read(reader, 100_000)
+    return text.decode()
 
 
 def test_bars_on_a_terminal(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
