@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dreamkd.cli.display import duration
 from dreamkd.cli.streams import one_line
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Off a terminal nobody sees a width: tables take what they need, so that `grep` finds whole names.
 _UNLIMITED = 10_000
+
+
+#: Names of what workflows give in percent.
+_PERCENT = re.compile("top-1$|agreement$|^verifiers: ")
 
 
 def text(*renderables: RenderableType) -> str:
@@ -46,7 +52,7 @@ class _Page(io.StringIO):
 
 
 def facts(result: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; a mapping inside becomes one row per entry."""
+    """Two columns, name and value with its unit; a mapping inside becomes one row per entry."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -140,9 +146,14 @@ def _table(*columns: str) -> Table:
 
 def _rows(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in result.items():
-        name = f"{prefix}{key}".replace("_", " ")
+        name = f"{prefix}{key}".replace("_", " ").replace("top1", "top-1")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if isinstance(value, Mapping):
             yield from _rows(value, f"{name}: ")
+        elif number and name.endswith("seconds"):
+            yield name.removesuffix("seconds").strip() or "time", duration(value)
+        elif number and _PERCENT.search(name):
+            yield name, f"{value:.2f} %"
         else:
             yield name, _value(value)
 

@@ -131,6 +131,16 @@ def test_facts_of_nested_values() -> None:
     ]
 
 
+def test_facts_have_units() -> None:
+    result = {"teacher_top1": 20.0, "verifiers": {"a_b": 7}, "seconds": 61.2, "kd_seconds": 0}
+    assert tables.text(tables.facts(result)).splitlines() == [
+        "teacher top-1   20.00 %",
+        "verifiers: a b  7.00 %",
+        "time            1 min 01 s",
+        "kd              0.0 s",
+    ]
+
+
 def test_tables_are_plain_ascii_where_the_locale_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="latin-1"))
     network = nn.Sequential(nn.BatchNorm2d(1)).eval()
