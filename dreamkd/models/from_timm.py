@@ -51,10 +51,13 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int]) -> n
     """The architecture with fresh weights.
 
     Raises:
-        TypeError: the architecture takes no other channel count or image size.
+        ModelError: it is an encoder without a place for a classifier.
+        TypeError: it takes no other channel count or image size.
     """
     arguments = _arguments(name, input_size)
     module: nn.Module = timm.create_model(name, num_classes=num_classes, **arguments)
+    if getattr(module, "num_classes", num_classes) != num_classes:
+        raise ModelError(f"timm:{name} is an encoder: it cannot be given a classifier's last layer")
     return module
 
 

@@ -119,6 +119,11 @@ def test_without_network_a_name_fails_in_one_line(offline: Path) -> None:
         assert "\n" not in str(e.value)
 
 
+def test_an_encoder_without_a_head_is_refused() -> None:
+    with pytest.raises(ModelError, match="encoder"):
+        models.load("mobilenetv5_300m_enc", pretrained=False, num_classes=10, device="meta")
+
+
 def test_a_name_without_weights_says_so(offline: Path) -> None:
     with pytest.raises(ModelError, match="cifar_resnet8 has no pretrained weights"):
         models.load("cifar_resnet8")
