@@ -92,9 +92,10 @@ def distill(
     student = _fresh(config, teacher)
     on_event(Note(f"student: {student.card.source}"))
     eval_set = _labelled(config.eval_data, teacher)
+    Runtime.settle(config)  # refuses before anything is created
     requested = requested_settings(config)
-    name = config.teacher
-    folder = Path(config.out) if config.out else default_folder("distill", name, requested)
+    teacher_name = config.teacher
+    folder = Path(config.out) if config.out else default_folder("distill", teacher_name, requested)
     with open_run(folder) as run:
         config, runtime = prepare(run, config, teacher=teacher, image_steps=_image_steps)
         on_event = run.listener(on_event)

@@ -17,6 +17,7 @@ from typing import Any
 from dreamkd import batchnorm, models
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
+from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.labels import label_range, parse_classes, plan_batches
@@ -73,6 +74,7 @@ def invert(
     count = len(classes) * config.per_class
     if count < 2:
         raise ConfigError("--per-class: batch statistics need at least 2 images in all")
+    Runtime.settle(config)  # refuses before anything is created
     requested = requested_settings(config)
     folder = Path(config.out) if config.out else default_folder("invert", config.model, requested)
     with open_run(folder) as run, ExitStack() as stack:

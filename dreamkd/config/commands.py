@@ -346,8 +346,12 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     weight_decay: float = option(
         5e-4, group=_STUDENT, minimum=0, help="of weights, not of biases or batch norm"
     )
-    warmup: int = option(
-        100, group=_STUDENT, minimum=0, help="student steps in which the rate rises linearly"
+    warmup: int | str = option(
+        "auto",
+        group=_STUDENT,
+        minimum=0,
+        auto="a twentieth of --steps",
+        help="student steps in which the rate rises linearly",
     )
     temperature: float = option(
         4.0, group=_STUDENT, above=0, symbol="tau", help="of the distillation; loss times tau^2"
@@ -362,7 +366,7 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(DistillConfig, self)
-        if self.warmup >= self.steps:
+        if isinstance(self.warmup, int) and self.warmup >= self.steps:
             raise ConfigError(f"--warmup: {self.warmup} must be below --steps {self.steps}")
 
 

@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any]]] = {
 
 
 def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
-    """Replace every `auto` of the image settings by its value for this input size.
+    """Replace every `auto` of the images, and of a student's schedule, by its value.
 
     The table gives `jitter` as a share of the image; here it becomes pixels, at least one.
     """
@@ -66,6 +66,10 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     column = int(min(height, width) >= LARGE)
     values = {name: pair[column] for name, pair in PRESETS[config.preset].items()}
     values["jitter"] = max(1, round(values["jitter"] * min(height, width)))
+    steps = values["image_steps"] if config.image_steps == "auto" else config.image_steps
+    values["image_warmup"] = min(values["image_warmup"], int(steps) // 10)
     if channels == 1:
         values["flip"] = "off"
+    if hasattr(config, "warmup"):
+        values["warmup"] = config.steps // 20
     return replace(config, **{k: v for k, v in values.items() if getattr(config, k) == "auto"})

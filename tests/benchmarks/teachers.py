@@ -3,9 +3,9 @@
     python -m tests.benchmarks.teachers digits
     python -m tests.benchmarks.teachers cifar10 --train 'CIFAR/train-*.tar' --test CIFAR/test.tar
 
-Plain supervised training: SGD with Nesterov momentum, random crops (and flips where the class allows
-one), a one-cycle schedule that ends at zero; the last epoch is the result and the test set is read
-once, after it. Writes `dreamkd/models/bundled/NAME.safetensors` and prints a row for
+Plain supervised training: SGD with Nesterov momentum, random crops (and flips where the class
+allows one), a one-cycle schedule that ends at zero; the last epoch is the result and the test set
+is read once, after it. Writes `dreamkd/models/bundled/NAME.safetensors` and prints a row for
 docs/benchmarks.md. A killed run continues at its last finished epoch.
 """
 

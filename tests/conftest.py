@@ -1,0 +1,53 @@
+"""Shared fixtures: small networks and settings that keep tests fast and repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dreamkd import models
+from dreamkd.config import DistillConfig, InvertConfig, merge
+from dreamkd.models import Classifier
+
+#: One thread, float32, no compiler: the same path, and the same bits wherever the tests run.
+PLAIN = {"threads": 1, "precision": "fp32", "compile": "off", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def leave_torch_as_it_was() -> Iterator[None]:
+    """No test and no workflow may change the thread count or the global random stream."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    assert torch.get_num_threads() == threads
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Classifier:
+    """The bundled digits teacher, 1×16×16."""
+    return models.load("digits_resnet14")
+
+
+def invert_config(**given: Any) -> InvertConfig:
+    """Settings of a short inversion of the digits teacher."""
+    short = {"model": "digits_resnet14", "image_steps": 2, "image_batch_size": 20, "per_class": 4}
+    return merge(InvertConfig, {**PLAIN, **short, **given})
+
+
+def distill_config(**given: Any) -> DistillConfig:
+    """Settings of a short distillation of the digits teacher."""
+    short = {
+        "teacher": "digits_resnet14",
+        "student": "cifar_resnet8",
+        "image_steps": 2,
+        "image_batch_size": 20,
+        "first_batches": 2,
+        "rounds": 2,
+        "steps": 12,
+        "warmup": 2,
+        "batch_size": 16,
+    }
+    return merge(DistillConfig, {**PLAIN, **short, **given})

@@ -1,0 +1,72 @@
+"""Views: every image its own draw, values only moved, gradients moved back."""
+
+import torch
+
+from dreamkd.augment import draw_roll, random_crop, roll
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_roll_moves_each_image_by_its_own_shift() -> None:
+    images = torch.arange(4 * 8 * 8.0).view(4, 1, 8, 8)
+    offsets = draw_roll((4, 8, 8), shift=2, flip=False, generator=generator())
+    moved = roll(images, offsets)
+    shifts = []
+    for image, result in zip(images, moved, strict=True):
+        found = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(image.roll((dy, dx), (1, 2)), result)
+        ]
+        assert len(found) == 1
+        shifts += found
+    assert len(set(shifts)) > 1
+
+
+def test_flip_mirrors_some_images_and_not_all() -> None:
+    images = torch.arange(16 * 3 * 4.0).view(16, 1, 3, 4)
+    moved = roll(images, draw_roll((16, 3, 4), shift=0, flip=True, generator=generator()))
+    mirrored = [torch.equal(m, i.flip(2)) for m, i in zip(moved, images, strict=True)]
+    kept = [torch.equal(m, i) for m, i in zip(moved, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 0 < sum(mirrored) < 16
+
+
+def test_the_gradient_of_roll_is_the_inverse() -> None:
+    images = torch.randn(5, 2, 6, 7, generator=generator(1)).requires_grad_()
+    offsets = draw_roll((5, 6, 7), shift=3, flip=True, generator=generator(2))
+    weights = torch.randn(5, 2, 6, 7, generator=generator(3))
+    (gradient,) = torch.autograd.grad((roll(images, offsets) * weights).sum(), images)
+    # Moving the gradient like an image gives the weights back.
+    assert torch.equal(roll(gradient, offsets), weights)
+
+
+def test_draws_are_functions_of_the_generator() -> None:
+    draws = [draw_roll((3, 8, 8), shift=2, flip=True, generator=generator(s)) for s in (7, 7, 8)]
+    assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
+
+
+def test_random_crop_equals_pad_and_crop() -> None:
+    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, generator=generator(4))
+    crops = random_crop(images, padding=2, flip=False, generator=generator(5))
+    padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    places = set()
+    for crop, source in zip(crops, padded, strict=True):
+        found = {
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(source[:, top : top + 8, left : left + 8], crop)
+        }
+        assert found
+        places |= found
+    assert len(places) > 10
+
+
+def test_random_crop_without_padding_or_flip_changes_nothing() -> None:
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=generator(6))
+    assert torch.equal(random_crop(images, padding=0, flip=False, generator=generator()), images)

@@ -1,0 +1,157 @@
+"""Every batch-norm kind is found, watched at its input and left as it was."""
+
+import pytest
+import timm.layers
+import torch
+import torchvision.ops
+from torch import Tensor, nn
+
+from dreamkd import batchnorm
+from dreamkd.batchnorm import statistics, watch
+from dreamkd.errors import NoBatchNormError
+
+KINDS = {
+    "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (5, 4)),
+    "BatchNorm1d over time": (lambda: nn.BatchNorm1d(4), (5, 4, 7)),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(4), (5, 4, 3, 3)),
+    "BatchNorm3d": (lambda: nn.BatchNorm3d(4), (5, 4, 2, 3, 3)),
+    "SyncBatchNorm": (lambda: nn.SyncBatchNorm(4), (5, 4, 3, 3)),
+    "timm BatchNormAct2d": (lambda: timm.layers.BatchNormAct2d(4), (5, 4, 3, 3)),
+    "timm FrozenBatchNormAct2d": (lambda: timm.layers.FrozenBatchNormAct2d(4), (5, 4, 3, 3)),
+    "torchvision FrozenBatchNorm2d": (lambda: torchvision.ops.FrozenBatchNorm2d(4), (5, 4, 3, 3)),
+}
+
+
+def filled(build) -> nn.Module:
+    layer = build().eval()
+    generator = torch.Generator().manual_seed(0)
+    layer.running_mean.copy_(torch.randn(4, generator=generator))
+    layer.running_var.copy_(torch.rand(4, generator=generator) + 0.5)
+    return layer
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    """Everything a watch could leave behind."""
+    return [
+        (name, len(m._forward_pre_hooks), len(m._forward_hooks), m.training)
+        for name, m in model.named_modules()
+    ] + [(name, p.requires_grad, p.grad is None) for name, p in model.named_parameters()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_watched_at_its_input(kind: str) -> None:
+    build, shape = KINDS[kind]
+    layer = filled(build)
+    model = nn.Sequential(nn.Identity(), layer)
+    x = 3 + 2 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with watch(model) as watched:
+        model(x)
+        (stats,) = watched.take()
+    channels = x.transpose(0, 1).flatten(1)
+    assert torch.allclose(stats.mean, channels.mean(1), rtol=1e-5)
+    assert torch.allclose(stats.var, channels.var(1, correction=0), rtol=1e-4)
+    assert torch.equal(stats.running_mean, layer.running_mean)
+    assert torch.equal(stats.running_var, layer.running_var)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_stays_behind_even_if_the_model_raises(kind: str) -> None:
+    build, shape = KINDS[kind]
+
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise FloatingPointError
+
+    model = nn.Sequential(filled(build), Raises())
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError), watch(model):
+        model(torch.randn(shape))
+    with pytest.raises(FloatingPointError):
+        batchnorm.trace(model, torch.randn(shape))
+    assert snapshot(model) == before
+
+
+def test_layers_without_running_statistics_do_not_count() -> None:
+    model = nn.Sequential(
+        nn.InstanceNorm2d(4, track_running_stats=True),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm(4),
+    )
+    assert batchnorm.layers(model) == []
+
+
+def test_trace_lists_calls_in_execution_order() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.BatchNorm2d(4)
+            self.first = nn.BatchNorm2d(4)
+            self.never = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.first(self.last(x[:, :, ::2, ::2]))
+
+    calls = batchnorm.trace(Backwards().eval(), torch.zeros(2, 4, 8, 8))
+    assert [call.layer.name for call in calls] == ["first", "last", "first"]
+    assert [call.shape for call in calls] == [(2, 4, 8, 8), (2, 4, 4, 4), (2, 4, 4, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_one_pass_statistics_at_large_offsets(dtype: torch.dtype, offset: float) -> None:
+    """At 100 standard deviations from zero, within 1e-4 of float64 on the same values."""
+    generator = torch.Generator().manual_seed(2)
+    x = (offset + torch.randn(64, 3, 16, 16, generator=generator)).to(dtype)
+    exact = x.double().transpose(0, 1).flatten(1)
+    mean = torch.full((3,), offset + 0.5)
+    stats = statistics(x, mean, torch.ones(3))
+    assert torch.allclose(stats.mean.double(), exact.mean(1), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(stats.var.double(), exact.var(1, correction=0), rtol=1e-4)
+
+
+def test_statistics_have_the_gradient_of_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 3, 4, 4, generator=generator).requires_grad_()
+    weight = torch.randn(2, 3, generator=generator)
+    fast = statistics(x, torch.randn(3, generator=generator), torch.ones(3))
+    (got,) = torch.autograd.grad((weight[0] * fast.mean + weight[1] * fast.var).sum(), x)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    (wanted,) = torch.autograd.grad((weight[0] * mean + weight[1] * var).sum(), x)
+    assert torch.allclose(got, wanted, atol=1e-7)
+
+
+def with_statistics(mean: list[float], var: list[float]) -> nn.Module:
+    layer = nn.BatchNorm2d(2)
+    layer.running_mean = torch.tensor(mean)
+    layer.running_var = torch.tensor(var)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("mean", "var", "condition"),
+    [
+        ([0.0, 0.0], [1.0, 1.0], "untrained"),
+        ([0.0, 0.1], [1.0, 1.0], "usable"),
+        ([0.0, float("nan")], [1.0, 1.0], "broken"),
+        ([0.0, 0.1], [1.0, 0.0], "broken"),
+        ([0.0, 0.1], [1.0, -1.0], "broken"),
+        ([0.0, 0.1], [1.0, float("inf")], "broken"),
+    ],
+)
+def test_condition(mean: list[float], var: list[float], condition: str) -> None:
+    (layer,) = batchnorm.layers(with_statistics(mean, var))
+    assert batchnorm.condition(layer) == condition
+
+
+def test_require_statistics_says_why() -> None:
+    good = with_statistics([0.0, 0.1], [1.0, 2.0])
+    batchnorm.require_statistics(nn.Sequential(good, nn.BatchNorm2d(3)), name="net")
+    for model, reason in [
+        (nn.Sequential(nn.LayerNorm(3)), "it has no batch-norm layer"),
+        (nn.Sequential(nn.BatchNorm2d(3)), "all 1 batch-norm layers look untrained"),
+        (nn.Sequential(good, with_statistics([0.0, 0.1], [0.0, 1.0])), "of 1 are broken"),
+    ]:
+        with pytest.raises(NoBatchNormError, match=reason):
+            batchnorm.require_statistics(model, name="net")

@@ -1,0 +1,142 @@
+"""`distill` as a workflow: the adaptive loop, existing shards, resuming, the result."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamkd import models
+from dreamkd.distillation import Distillation, distill
+from dreamkd.errors import DataError, ModelError, Stopped
+from dreamkd.events import Event, Hint
+from dreamkd.inversion import invert
+from tests.conftest import distill_config, invert_config
+
+#: Files of a run that hold no times.
+FACTS = ("resolved.json", "manifest.jsonl", "student.safetensors", "contact-sheet.png")
+
+
+def facts(folder: Path) -> dict[str, bytes]:
+    files = [folder / name for name in FACTS] + sorted((folder / "shards").iterdir())
+    return {path.name: path.read_bytes() for path in files}
+
+
+def run(folder: Path, **given: object) -> Distillation:
+    return distill(distill_config(out=str(folder), **given))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run: two plain batches, two against the student."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(folder, eval_data="sklearn:digits")
+    return folder
+
+
+def manifest(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_the_competition_begins_after_the_first_bank(whole: Path) -> None:
+    competes = ["competition" in line["terms"] for line in manifest(whole)]  # type: ignore[operator]
+    assert competes == [False, False, True, True]
+
+
+def test_the_result_has_teacher_student_and_noise(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    assert result["teacher_top1"] == pytest.approx(98.5)
+    for name in ("student_top1", "noise_top1", "agreement"):
+        assert 0 <= result[name] <= 100
+    assert result["data_free"] is True
+    assert result["images"] == 80
+    assert result["image_source"] == "synthesised from digits_resnet14"
+
+
+def test_the_student_loads_alone(whole: Path) -> None:
+    student = models.load(str(whole / "student.safetensors"))
+    assert student.card.architecture == "timm:cifar_resnet8"
+    assert student.card.input_size == (1, 16, 16)
+    assert student.card.data_free
+    assert student.module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+# The run polls every image batch (4) and every look at the student: stops land in each phase.
+@pytest.mark.parametrize("polls", range(1, 9))
+def test_stopped_anywhere_it_continues_to_the_same_bytes(
+    whole: Path, tmp_path: Path, polls: int
+) -> None:
+    left = iter([False] * (polls - 1) + [True])
+    config = distill_config(out=str(tmp_path / "run"), eval_data="sklearn:digits")
+    with pytest.raises(Stopped):
+        distill(config, should_stop=lambda: next(left))
+    distill(config)
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = distill_config(out=str(folder), eval_data="sklearn:digits")
+    distill(config)
+    (folder / "shards" / "shard-000002.tar").unlink()
+    events: list[Event] = []
+    distill(config, on_event=events.append)
+    assert any("trained again" in event.text for event in events if isinstance(event, Hint))
+    assert facts(folder) == facts(whole)
+
+
+def test_without_competition_the_student_does_not_matter(tmp_path: Path) -> None:
+    run(tmp_path / "a", competition=0)
+    run(tmp_path / "b", competition=0, lr=0.01)
+    assert [line["sha256"] for line in manifest(tmp_path / "a")] == [
+        line["sha256"] for line in manifest(tmp_path / "b")
+    ]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"competition": 5.0},
+        {"competition_temperature": 3.0},
+        {"rounds": 1},
+        {"first_batches": 3},
+    ],
+    ids=str,
+)
+def test_no_option_of_the_loop_is_without_effect(
+    whole: Path, tmp_path: Path, option: dict[str, object]
+) -> None:
+    run(tmp_path / "run", **option)
+    assert facts(tmp_path / "run")["student.safetensors"] != facts(whole)["student.safetensors"]
+
+
+def test_offline_trains_on_shards_that_exist(tmp_path: Path) -> None:
+    invert(invert_config(out=str(tmp_path / "images")))
+    result = run(tmp_path / "run", data=str(tmp_path / "images"))
+    assert result.images == 40
+    assert result.data_free
+    assert result.synthesis_seconds == 0
+    assert result.noise_top1 is None
+
+
+def test_real_images_are_not_data_free(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", data="sklearn:digits:train")
+    assert not result.data_free
+    assert not models.load(result.student).card.data_free
+
+
+def test_an_imagenet_student_on_small_images_gets_advice(tmp_path: Path) -> None:
+    events: list[Event] = []
+    config = distill_config(out=str(tmp_path), student="resnet18", steps=3, warmup=0, rounds=0)
+    distill(config, on_event=events.append)
+    (hint,) = [event.text for event in events if isinstance(event, Hint)]
+    assert "resnet18 is built for 224 px" in hint
+    assert "cifar_resnet18 is made for it" in hint
+
+
+def test_bad_input_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cifar_resnet9"):
+        run(tmp_path / "run", student="cifar_resnet9")
+    with pytest.raises(DataError):
+        run(tmp_path / "run", eval_data=str(tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists()

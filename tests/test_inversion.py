@@ -1,0 +1,163 @@
+"""`invert` as a workflow: shards, manifest, resuming, refusing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamkd import shards
+from dreamkd.data import Preprocessing, open_images, stack
+from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
+from dreamkd.events import Event, Progress
+from dreamkd.inversion import Inversion, invert
+from tests.conftest import invert_config
+
+#: What another run of the same command must write again, byte for byte.
+FACTS = ("resolved.json", "manifest.jsonl", "result.json", "contact-sheet.png")
+
+
+def facts(folder: Path) -> dict[str, bytes]:
+    files = [folder / name for name in FACTS] + sorted((folder / "shards").iterdir())
+    return {path.name: path.read_bytes() for path in files}
+
+
+def run(folder: Path, **given: object) -> Inversion:
+    return invert(invert_config(out=str(folder), **given))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of two batches of 20."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(folder)
+    return folder
+
+
+def test_a_run_is_a_folder_of_shards_that_its_manifest_vouches_for(whole: Path) -> None:
+    lines = shards.read_manifest(whole / "manifest.jsonl")
+    assert sorted(lines) == ["shard-000000.tar", "shard-000001.tar"]
+    labels = []
+    for name, shard in lines.items():
+        shards.verify(whole / "shards" / name, shard)
+        for sample in shards.read(whole / "shards" / name):
+            labels.append(sample.label)
+            assert sample.record["class_name"] == str(sample.label)
+            assert 0 <= sample.record["teacher_probability"] <= 1
+    assert sorted(labels) == sorted(list(range(10)) * 4)
+
+
+def test_a_run_reads_back_as_data(whole: Path) -> None:
+    images, labels = stack(
+        open_images(str(whole), preprocessing=Preprocessing(input_size=(1, 16, 16)))
+    )
+    assert images.shape == (40, 1, 16, 16)
+    assert torch.equal(labels.bincount(), torch.full((10,), 4))
+
+
+def test_another_folder_holds_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "again")
+    assert facts(tmp_path / "again") == facts(whole)
+
+
+def test_a_stopped_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    folder, polls = tmp_path / "run", iter([False, True])
+    with pytest.raises(Stopped):
+        invert(invert_config(out=str(folder)), should_stop=lambda: next(polls))
+    assert [path.name for path in (folder / "shards").iterdir()] == ["shard-000000.tar"]
+    run(folder)
+    assert facts(folder) == facts(whole)
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
+def test_a_damaged_shard_is_named_and_made_again(whole: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "run"
+    run(folder)
+    path = folder / "shards" / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flipped" else data[:3000])
+    events: list[Event] = []
+    invert(invert_config(out=str(folder)), on_event=events.append)
+    assert any("shard-000001.tar" in getattr(event, "text", "") for event in events)
+    assert facts(folder) == facts(whole)
+
+
+def test_a_finished_run_is_not_made_again(whole: Path) -> None:
+    events: list[Event] = []
+    invert(invert_config(out=str(whole)), on_event=events.append)
+    assert not any(isinstance(event, Progress) for event in events)
+
+
+def test_raising_per_class_keeps_every_old_shard(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder)
+    result = run(folder, per_class=6)
+    assert result.images == 60
+    new = facts(folder)
+    for name, data in facts(whole).items():
+        if name.startswith("shard-"):
+            assert new[name] == data
+    assert new["manifest.jsonl"].startswith((whole / "manifest.jsonl").read_bytes())
+    assert "shard-000002.tar" in new
+
+
+def test_other_settings_are_refused_by_name(whole: Path) -> None:
+    with pytest.raises(RunError, match="seed is 0 there and 1 here"):
+        run(whole, seed=1)
+
+
+def test_resolved_settings_make_the_same_shards(whole: Path, tmp_path: Path) -> None:
+    settings = json.loads((whole / "resolved.json").read_text())["config"]
+    assert "auto" not in settings.values()
+    run(tmp_path / "copy", **settings)
+    for path in (whole / "shards").iterdir():
+        assert (tmp_path / "copy" / "shards" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_verifiers_are_recorded_live_and_in_the_end(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", verifier="digits_resnet14")
+    # The teacher as its own verifier sees what the teacher sees.
+    assert result.verifiers == {"digits_resnet14": pytest.approx(result.teacher_top1)}
+    (sample, *_) = shards.read(tmp_path / "run" / "shards" / "shard-000000.tar")
+    assert sample.record["verifiers"] == {"digits_resnet14": sample.record["teacher_top1"]}
+
+
+def test_only_the_classes_asked_for(tmp_path: Path) -> None:
+    run(tmp_path / "run", classes="3,7-8", per_class=2)
+    samples = list(shards.read(tmp_path / "run" / "shards" / "shard-000000.tar"))
+    assert sorted(sample.label for sample in samples) == [3, 3, 7, 7, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"classes": "10"}, ConfigError, "'10' is not within 0-9"),
+        ({"classes": "3", "per_class": 1}, ConfigError, "at least 2 images"),
+        ({"model": "no_such_net"}, ModelError, "no_such_net"),
+        ({"verifier": "no_such_net"}, ModelError, "no_such_net"),
+        ({"device": "cuda:99"}, ConfigError, "--device: 'cuda:99' is not here"),
+        ({"device": "tpu"}, ConfigError, "--device: 'tpu' is not one of"),
+        ({"precision": "fp16"}, ConfigError, "fp16 is for CUDA"),
+    ],
+    ids=str,
+)
+def test_bad_settings_create_nothing(
+    tmp_path: Path, given: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
+    from dreamkd import models
+
+    card = {"num_classes": 10, "input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    models.save(models.create("cifar_resnet8", **card), tmp_path / "fresh.safetensors")
+    with pytest.raises(NoBatchNormError, match="look untrained"):
+        run(tmp_path / "run", model=str(tmp_path / "fresh.safetensors"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,71 @@
+"""Which class each image shows, and how images are dealt into batches."""
+
+import pytest
+import torch
+
+from dreamkd.errors import ConfigError
+from dreamkd.labels import label_range, parse_classes, plan_batches
+
+NAMES = ("cat", "dog", "great white shark")
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("all", [0, 1, 2]),
+        ("0-2", [0, 1, 2]),
+        ("2,0", [2, 0]),
+        ("1, 1-2", [1, 2]),
+        ("dog", [1]),
+        ("great white shark,0", [2, 0]),
+    ],
+)
+def test_parse_classes(text: str, classes: list[int]) -> None:
+    assert parse_classes(text, num_classes=3, class_names=NAMES) == classes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3", "'3' is not within 0-2"),
+        ("0-3", "'0-3' is not within 0-2"),
+        ("2-1", "'2-1' is not within 0-2"),
+        ("", "'' is no class"),
+        ("dgo", r"'dgo' is no class; .* \(did you mean 'dog'\?\)"),
+        ("-1", "'-1' is no class"),
+        ("99999999999999999999", "is no class"),
+    ],
+)
+def test_parse_classes_refuses(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_classes(text, num_classes=3, class_names=NAMES)
+
+
+def test_labels_are_laid_out_round_by_round() -> None:
+    labels = label_range([3, 5, 9], 0, 12, seed=0)
+    for start in range(0, 12, 3):
+        assert sorted(labels[start : start + 3].tolist()) == [3, 5, 9]
+
+
+def test_any_range_is_a_piece_of_the_same_layout() -> None:
+    whole = label_range(range(10), 0, 50, seed=4)
+    for start, stop in [(0, 1), (7, 23), (10, 20), (49, 50)]:
+        assert torch.equal(label_range(range(10), start, stop, seed=4), whole[start:stop])
+
+
+@pytest.mark.parametrize(("count", "size"), [(260, 256), (1, 256), (256, 256), (1000, 64), (7, 3)])
+def test_batches_are_as_equal_as_possible(count: int, size: int) -> None:
+    batches = plan_batches(count, size)
+    sizes = [stop - start for start, stop in batches]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert [start for start, _ in batches] == [0, *[stop for _, stop in batches[:-1]]]
+    assert batches[-1][1] == count
+
+
+def test_raising_the_count_keeps_what_is_made() -> None:
+    made = plan_batches(260, 256)
+    longer = plan_batches(600, 256, made=made)
+    assert longer[:2] == made
+    assert longer[2:] == [(260, 430), (430, 600)]
+    assert plan_batches(100, 256, made=made) == made

@@ -1,0 +1,135 @@
+"""Equations against values worked out by hand, and their gradients in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreamkd import losses
+from dreamkd.batchnorm import Statistics, statistics
+from dreamkd.errors import NoBatchNormError
+
+
+def stats_of(values: list[list[float]], mean: float, var: float) -> Statistics:
+    x = torch.tensor(values).view(-1, 1, 1, 1)
+    return statistics(x, torch.tensor([mean]), torch.tensor([var]))
+
+
+def test_r_feature_by_hand() -> None:
+    # 1, 3, 5, 7 in one channel: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5; |4-1| + |5-1| = 7.
+    one = stats_of([[1], [3], [5], [7]], mean=1, var=1)
+    assert float(losses.r_feature([one])) == pytest.approx(7)
+    # The multiplier belongs to the first executed layer only.
+    assert float(losses.r_feature([one, one], first_scale=10)) == pytest.approx(77)
+
+
+def test_r_feature_has_a_finite_gradient_at_the_optimum() -> None:
+    x = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).requires_grad_()
+    optimum = statistics(x, torch.ones(1), torch.ones(1))
+    losses.r_feature([optimum]).backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_r_feature_refuses_a_network_without_statistics() -> None:
+    with pytest.raises(NoBatchNormError, match="needs batch-norm statistics"):
+        losses.r_feature([])
+
+
+def test_tv_l2_by_hand() -> None:
+    # [[0, 1], [2, 4]]: right (1, 2), down (2, 3), diagonals 4 and 2 - 1.
+    x = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).view(1, 1, 2, 2)
+    assert float(losses.tv_l2(x)) == pytest.approx(math.sqrt(5) + math.sqrt(13) + 4 + 1)
+
+
+def test_tv_l1_by_hand() -> None:
+    # Mean absolute differences: right 1.5, down 2.5, diagonals 4 and 1.
+    x = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).view(1, 1, 2, 2)
+    assert float(losses.tv_l1(x)) == pytest.approx(9)
+
+
+@pytest.mark.parametrize("prior", [losses.tv_l1, losses.tv_l2, losses.l2])
+def test_priors_do_not_depend_on_the_batch_size(prior) -> None:
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert float(prior(x.repeat(5, 1, 1, 1))) == pytest.approx(float(prior(x)), rel=1e-6)
+
+
+def test_l2_by_hand() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 12.0]]).view(2, 1, 1, 2)
+    assert float(losses.l2(x)) == pytest.approx((5 + 12) / 2)
+
+
+def logits_of(*rows: tuple[float, ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def test_jensen_shannon_by_hand() -> None:
+    # p = (.9, .1), q = (.2, .8), M = (.55, .45):
+    # (.9 ln(.9/.55) + .1 ln(.1/.45) + .2 ln(.2/.55) + .8 ln(.8/.45)) / 2
+    js = losses.jensen_shannon(logits_of((0.9, 0.1)), logits_of((0.2, 0.8)))
+    assert float(js) == pytest.approx(0.2753961, abs=1e-6)
+
+
+def test_jensen_shannon_is_symmetric_and_bounded() -> None:
+    generator = torch.Generator().manual_seed(1)
+    p, q = (20 * torch.randn(64, 1000, generator=generator) for _ in range(2))
+    js = losses.jensen_shannon(p, q)
+    assert torch.allclose(js, losses.jensen_shannon(q, p), atol=1e-6)
+    assert float(js.min()) >= -1e-6  # float32 rounding
+    assert float(js.max()) <= math.log(2) + 1e-6
+    assert torch.allclose(losses.jensen_shannon(p, p), torch.zeros(64), atol=1e-6)
+
+
+def test_competition_has_a_gradient_at_a_thousand_classes() -> None:
+    # Released: KL of probabilities clamped to [0.01, 0.99]; near 1/1000 all are clamped, so that
+    # nothing flows back. In log space it does.
+    generator = torch.Generator().manual_seed(2)
+    teacher = (torch.randn(8, 1000, generator=generator) / 2).requires_grad_()
+    student = torch.randn(8, 1000, generator=generator) / 2
+    p, q = (z.softmax(1).clamp(0.01, 0.99) for z in (teacher, student))
+    m = ((p + q) / 2).clamp(0.01, 0.99)
+    released = (m * (m / p).log() + m * (m / q).log()).sum() / 2
+    (dead,) = torch.autograd.grad(released, teacher)
+    assert torch.count_nonzero(dead) == 0
+    (alive,) = torch.autograd.grad(losses.competition(teacher, student), teacher)
+    assert torch.count_nonzero(alive) == alive.numel()
+
+
+def test_distillation_by_hand() -> None:
+    # 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308120
+    loss = losses.distillation(logits_of((0.75, 0.25)), logits_of((0.5, 0.5)), temperature=1)
+    assert float(loss) == pytest.approx(0.1308120, abs=1e-6)
+
+
+def test_distillation_keeps_the_gradient_at_every_temperature() -> None:
+    # With tau^2 the gradient tends to that of half the squared difference of centred logits / C.
+    teacher = torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64)
+    student = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        losses.distillation(teacher, student, temperature=1000.0), student
+    )
+    assert torch.allclose(gradient, -teacher / 3, atol=1e-3)
+
+
+def test_classification_is_the_mean_over_images() -> None:
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert float(losses.classification(logits, torch.tensor([0, 1]))) == pytest.approx(math.log(2))
+
+
+def r_feature_of(x: Tensor) -> Tensor:
+    mean, var = torch.tensor([0.3, -0.2], dtype=x.dtype), torch.tensor([1.5, 0.5], dtype=x.dtype)
+    dims = (0, 2, 3)
+    entry = Statistics(x.mean(dims), x.var(dims, correction=0), mean, var)
+    return losses.r_feature([entry], first_scale=2)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [r_feature_of, losses.tv_l1, losses.tv_l2, losses.l2],
+    ids=["r_feature", "tv_l1", "tv_l2", "l2"],
+)
+def test_gradients_of_image_terms(term) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(term, (x,))

@@ -1,0 +1,147 @@
+"""The run folder: identity, lock, manifest, state."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamkd import runs
+from dreamkd.errors import RunError
+from dreamkd.events import Note, Progress
+from dreamkd.runs import default_folder, open_run
+
+RESOLVED = {
+    "requested": {"model": "net", "threads": "auto", "seed": 0},
+    "config": {"model": "net", "threads": 2, "seed": 0},
+    "teacher_sha256": "abc",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with open_run(tmp_path / "run") as run:
+        run.settle(RESOLVED)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("threads", ["auto", 2])
+def test_the_same_wish_resumes(folder: Path, threads: object) -> None:
+    with open_run(folder) as run:
+        assert run.resume({"model": "net", "threads": threads, "seed": 0})
+
+
+def test_a_new_folder_has_nothing_to_resume(tmp_path: Path) -> None:
+    with open_run(tmp_path / "new") as run:
+        assert not run.resume({"model": "net"})
+
+
+def test_a_different_run_is_refused_with_every_difference_named(folder: Path) -> None:
+    with open_run(folder) as run, pytest.raises(RunError) as error:
+        run.resume({"model": "other", "threads": 3, "seed": 0})
+    assert "model is 'net' there and 'other' here; threads is 2 there and 3 here" in str(
+        error.value
+    )
+
+
+def test_a_changed_teacher_is_refused(folder: Path) -> None:
+    with open_run(folder) as run:
+        run.require("teacher_sha256", "abc")
+        with pytest.raises(RunError, match="made with teacher_sha256 abc, which is now xyz"):
+            run.require("teacher_sha256", "xyz")
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_forgotten(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dreamkd.runs import open_run\n"
+        "with open_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f"in use by process {holder.pid}"), open_run(folder):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    with open_run(folder) as run:
+        assert run.resolved == RESOLVED
+
+
+def test_a_torn_manifest_line_counts_as_not_written(folder: Path) -> None:
+    with open_run(folder) as run:
+        run.add_line({"batch": 0})
+        run.add_line({"batch": 1})
+    path = folder / "manifest.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    with open_run(folder) as run:
+        assert run.lines == [{"batch": 0}]
+        run.add_line({"batch": 1})
+    assert path.read_bytes() == whole
+
+
+def test_state_comes_back_to_the_bit(folder: Path) -> None:
+    tensors = {"w": torch.randn(3, 4), "n": torch.tensor(7)}
+    with open_run(folder) as run:
+        assert run.load_state("student") is None
+        run.save_state("student", tensors, {"step": 5, "seconds": 0.1})
+        saved = run.load_state("student")
+    assert saved is not None
+    assert saved[1] == {"step": 5, "seconds": 0.1}
+    assert all(torch.equal(saved[0][name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("resolved.json", "{"), ("resolved.json", "[]"), ("result.json", "x")]
+)
+def test_a_damaged_file_is_named(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(RunError, match=name), open_run(folder) as run:
+        assert run.result
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"), open_run(tmp_path / "file" / "run"):
+        pass
+
+
+def test_events_and_progress_are_copied_beside_the_facts(folder: Path) -> None:
+    heard = []
+    with open_run(folder) as run:
+        listen = run.listener(heard.append)
+        listen(Note("hello"))
+        listen(Progress("images", 3, 9, "steps", {"ce": 1.0}))
+    assert heard == [Note("hello"), Progress("images", 3, 9, "steps", {"ce": 1.0})]
+    (line,) = (folder / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["text"] == "hello"
+    assert json.loads((folder / "progress.json").read_text())["done"] == 3
+
+
+def test_default_folders_count_up_and_find_the_unfinished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wish = {"model": "a/t.pt", "mean": (0.5,)}
+    first = default_folder("invert", "a/t.pt", wish)
+    assert first == Path("runs/invert-t-1")
+    with open_run(first) as run:
+        run.settle({"requested": runs._as_json(wish), "config": {}})
+    assert default_folder("invert", "a/t.pt", wish) == first
+    assert default_folder("invert", "a/t.pt", {**wish, "seed": 1}) == Path("runs/invert-t-2")
+    with open_run(first) as run:
+        run.finish({"images": 1})
+    assert default_folder("invert", "a/t.pt", wish) == Path("runs/invert-t-2")
+    assert default_folder("invert", "timm:x.y", wish) == Path("runs/invert-timm-x.y-1")

@@ -1,0 +1,190 @@
+"""One batch of images: what it optimises, what it leaves alone, what it reports."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dreamkd import models
+from dreamkd.config import settle
+from dreamkd.engine import Runtime, frozen, normalise, to_uint8, twin
+from dreamkd.errors import DivergedError, NoBatchNormError, Stopped
+from dreamkd.models import Card, Classifier
+from dreamkd.randomness import generator_for
+from dreamkd.synthesis import Batch, Rival, Synthesiser, renormalise, watcher
+from tests.conftest import invert_config
+
+LABELS = torch.arange(20) % 10
+
+
+def synthesise(teacher: Classifier, rival: Rival | None = None, **given: object) -> Batch:
+    statistics = given.pop("statistics", True)
+    config = settle(invert_config(**given), input_size=teacher.card.input_size)
+    with Synthesiser(
+        teacher, config, runtime=Runtime.settle(config), statistics=bool(statistics), rival=rival
+    ) as synthesiser:
+        return synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
+
+
+def test_images_come_closer_to_what_the_teacher_remembers(digits: Classifier) -> None:
+    start, end = synthesise(digits, image_steps=1), synthesise(digits, image_steps=40)
+    assert end.r_feature < 0.5 * start.r_feature
+    assert end.images.dtype == torch.uint8
+    assert end.images.shape == (20, 1, 16, 16)
+
+
+def test_deepdream_needs_no_statistics_and_obeys_the_label(digits: Classifier) -> None:
+    batch = synthesise(digits, image_steps=60, statistics=False)
+    assert list(batch.terms) == ["ce"]
+    assert float((batch.predictions == LABELS).float().mean()) >= 0.9
+
+
+def test_every_weighted_term_is_reported(digits: Classifier) -> None:
+    batch = synthesise(digits, tv_l1=0.1, tv_l2=0.2, l2=0.3)
+    assert list(batch.terms) == ["ce", "r_feature", "tv_l1", "tv_l2", "l2"]
+    halved = synthesise(digits, tv_l1=0.05, image_steps=1)
+    whole = synthesise(digits, tv_l1=0.1, image_steps=1)
+    assert halved.terms["tv_l1"] == pytest.approx(whole.terms["tv_l1"] / 2)
+
+
+def test_a_batch_is_a_function_of_its_generator(digits: Classifier) -> None:
+    first, again = synthesise(digits), synthesise(digits)
+    assert torch.equal(first.images, again.images)
+    assert first.terms == again.terms
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"image_lr": 0.2},
+        {"image_beta1": 0.1},
+        {"image_beta2": 0.5},
+        {"image_warmup": 3},
+        {"image_schedule": "constant"},
+        {"jitter": 3},
+        {"flip": "on"},
+        {"clip": "off"},
+        {"ce": 0.5},
+        {"r_feature": 0.1},
+        {"first_bn": 10},
+        {"tv_l1": 1},
+        {"tv_l2": 1},
+        {"l2": 1},
+    ],
+    ids=str,
+)
+def test_no_image_option_is_without_effect(digits: Classifier, option: dict[str, object]) -> None:
+    plain = synthesise(digits, image_steps=4)
+    changed = synthesise(digits, image_steps=4, **option)
+    assert not torch.equal(plain.images, changed.images)
+
+
+def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:
+    student = models.create(
+        "cifar_resnet8",
+        num_classes=10,
+        input_size=(1, 16, 16),
+        mean=(0.5,),
+        std=(0.25,),
+    )
+    alone = synthesise(digits, image_steps=30)
+    rivalled = synthesise(digits, Rival(student, weight=10.0), image_steps=30)
+
+    def share(batch: Batch) -> float:
+        inputs = normalise(batch.images, mean=(0.5,), std=(0.25,))
+        with torch.no_grad():
+            wrong = student.module(inputs).softmax(1).gather(1, LABELS[:, None])
+        return float(wrong.mean())
+
+    assert share(rivalled) < share(alone)
+
+
+def test_models_are_left_as_they_were(digits: Classifier) -> None:
+    module = digits.module
+    module.train()
+    try:
+        before = {k: v.clone() for k, v in module.state_dict().items()}
+        config = settle(invert_config(), input_size=digits.card.input_size)
+        synthesiser = Synthesiser(digits, config, runtime=Runtime.settle(config))
+        with pytest.raises(ZeroDivisionError), synthesiser:
+            raise ZeroDivisionError
+        synthesise(digits)
+        assert module.training
+        assert all(p.requires_grad for p in module.parameters())
+        assert not any(m._forward_pre_hooks for m in module.modules())
+        after = module.state_dict()
+        assert all(torch.equal(after[k], v) for k, v in before.items())
+    finally:
+        module.eval()
+
+
+def test_divergence_names_term_and_step(digits: Classifier) -> None:
+    with pytest.raises(DivergedError, match=r"\w+ became (nan|inf) at image step \d+ of 30"):
+        synthesise(digits, image_lr=1e30, clip="off", image_steps=30)
+
+
+def test_r_feature_without_batch_norm_is_refused() -> None:
+    card = Card(
+        architecture="none",
+        weights="random",
+        source="",
+        num_classes=10,
+        input_size=(1, 16, 16),
+        mean=(0.5,),
+        std=(0.5,),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        parameters=0,
+        pretrained=False,
+    )
+    plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), card)
+    with pytest.raises(NoBatchNormError):
+        synthesise(plain)
+
+
+def test_a_stop_is_heard_at_the_next_look() -> None:
+    report = watcher("images", invert_config(), lambda event: None, lambda: True)
+    with pytest.raises(Stopped):
+        report(25, {})
+
+
+def test_frozen_puts_everything_back(digits: Classifier) -> None:
+    module = digits.module
+    first, *rest = module.parameters()
+    first.requires_grad_(False)
+    try:
+        with pytest.raises(KeyError), frozen(module):
+            raise KeyError
+        with frozen(module):
+            assert not any(p.requires_grad for p in module.parameters())
+        assert not first.requires_grad
+        assert all(p.requires_grad for p in rest)
+    finally:
+        first.requires_grad_(True)
+
+
+def test_a_twin_shares_tensors_and_nothing_else(digits: Classifier) -> None:
+    copy = twin(digits.module)
+    for ours, theirs in zip(copy.parameters(), digits.module.parameters(), strict=True):
+        assert ours is theirs
+    copy.register_forward_pre_hook(lambda *_: None)
+    assert not digits.module._forward_pre_hooks
+
+
+def test_inputs_and_images_are_inverse_and_rounded() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    inputs = normalise(images, mean=(0.4,), std=(0.3,))
+    assert torch.equal(to_uint8(inputs, mean=(0.4,), std=(0.3,)), images)
+    # 0.6 of a grey level is nearer to the next one; truncation would lose it.
+    assert int(to_uint8(torch.full((1, 1, 1, 1), 99.6 / 255), mean=(0.0,), std=(1.0,))) == 100
+    assert torch.allclose(normalise(images.float() / 255, mean=(0.4,), std=(0.3,)), inputs)
+
+
+def test_renormalise_equals_the_way_through_images(digits: Classifier) -> None:
+    other = replace(digits.card, mean=(0.1,), std=(0.7,))
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    inputs = normalise(images, mean=digits.card.mean, std=digits.card.std)
+    wanted = normalise(images, mean=other.mean, std=other.std)
+    assert torch.allclose(renormalise(inputs, digits.card, other), wanted, atol=1e-6)
+    assert renormalise(inputs, digits.card, digits.card) is inputs

@@ -1,0 +1,124 @@
+"""The student's loop: it learns, every option counts, and it resumes to the bit."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreamkd import models
+from dreamkd.config import settle
+from dreamkd.engine import Runtime, rate
+from dreamkd.errors import DivergedError
+from dreamkd.models import Classifier
+from dreamkd.training import Training
+from tests.conftest import distill_config
+
+
+def fresh(seed: int = 0) -> Classifier:
+    return models.create(
+        "cifar_resnet8",
+        num_classes=10,
+        input_size=(1, 16, 16),
+        mean=(0.3,),
+        std=(0.3,),
+        seed=seed,
+    )
+
+
+def images(count: int = 40) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+def training(teacher: Classifier, **given: object) -> Training:
+    config = settle(distill_config(**given), input_size=(1, 16, 16))
+    return Training(fresh(), teacher, config, runtime=Runtime.settle(config))
+
+
+def weights(run: Training) -> dict[str, Tensor]:
+    return run.student.module.state_dict()
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_student_comes_to_agree_with_the_teacher(digits: Classifier) -> None:
+    seen: list[float] = []
+    with training(digits, steps=100, lr=0.05) as run:
+        run.advance(images(), until=100, on_step=lambda step, terms: seen.append(terms["kd"]))
+    assert seen[-1] < 0.6 * seen[0]
+    assert not run.student.module.training
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(digits: Classifier) -> None:
+    with training(digits) as whole:
+        whole.advance(images(), until=12)
+    with training(digits) as first:
+        first.advance(images(), until=5)
+        tensors, facts = first.state()
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    with training(digits) as second:
+        second.restore(tensors, facts)
+        assert second.step == 5
+        second.advance(images(), until=12)
+    assert same(weights(whole), weights(second))
+    assert same(whole.state()[0], second.state()[0])
+
+
+def test_restart_forgets_everything(digits: Classifier) -> None:
+    with training(digits) as run:
+        run.advance(images(), until=12)
+        once = {name: tensor.clone() for name, tensor in weights(run).items()}
+        run.restart()
+        assert run.step == 0
+        assert same(weights(run), fresh().module.state_dict())
+        run.advance(images(), until=12)
+    assert same(weights(run), once)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lr": 0.01},
+        {"momentum": 0.5},
+        {"weight_decay": 0.1},
+        {"warmup": 5},
+        {"temperature": 1.0},
+        {"batch_size": 8},
+        {"seed": 1},
+        {"flip": "on"},
+        {"steps": 13},
+    ],
+    ids=str,
+)
+def test_no_student_option_is_without_effect(digits: Classifier, option: dict[str, object]) -> None:
+    trained = []
+    for given in ({}, option):
+        with training(digits, **given) as run:
+            run.advance(images(), until=6)
+        trained.append(weights(run))
+    assert not same(*trained)
+
+
+def test_the_teacher_is_put_back(digits: Classifier) -> None:
+    before = {name: tensor.clone() for name, tensor in digits.module.state_dict().items()}
+    with training(digits) as run:
+        run.advance(images(), until=2)
+    assert all(p.requires_grad for p in digits.module.parameters())
+    assert same(before, digits.module.state_dict())
+
+
+def test_divergence_names_the_step(digits: Classifier) -> None:
+    with (
+        training(digits, lr=1e30, steps=100) as run,
+        pytest.raises(DivergedError, match="student step 25 of 100"),
+    ):
+        run.advance(images(), until=100)
+
+
+def test_rates_by_hand() -> None:
+    assert [rate(step, 10, warmup=2) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    # (1 + cos(pi (6 - 2) / (10 - 2))) / 2 = 1/2 halfway between the warm-up and the end.
+    assert rate(6, 10, warmup=2) == pytest.approx(0.5)
+    assert rate(10, 10) == pytest.approx(0.0)
+    assert rate(9, 10, schedule="constant") == 1.0
