@@ -116,14 +116,29 @@ def statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Statisti
     return Statistics(offset + running_mean.float(), var, running_mean.float(), running_var.float())
 
 
-def condition(layer: Layer) -> str:
-    """`usable`, `untrained` (mean 0, var 1 everywhere) or `broken` (not finite, variance <= 0)."""
+#: How the description of dead channels begins.
+DEAD = "variance is zero"
+
+
+def is_untrained(layer: Layer) -> bool:
+    """Whether mean is 0 and variance 1 in every channel: nothing was learned, or no weights."""
+    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
+
+
+def defect(layer: Layer) -> str:
+    """What makes the statistics useless (NaN, infinite, negative variance), in words; else ""."""
     mean, var = layer.running_mean, layer.running_var
-    if not (bool(mean.isfinite().all()) and bool(var.isfinite().all()) and bool((var > 0).all())):
-        return "broken"
-    if bool((mean == 0).all()) and bool((var == 1).all()):
-        return "untrained"
-    return "usable"
+    for values, what in ((mean, "mean"), (var, "variance")):
+        if not bool(values.isfinite().all()):
+            return f"{what} is NaN or infinite in {int((~values.isfinite()).sum())} channels"
+    negative = int((var < 0).sum())
+    return f"variance is negative in {negative} channels" if negative else ""
+
+
+def dead_channels(layer: Layer) -> str:
+    """Channels of variance 0, in words; else "". Trained networks have some: no obstacle."""
+    dead = int((layer.running_var == 0).sum())
+    return f"{DEAD} in {dead} channels" if dead else ""
 
 
 def require_statistics(model: nn.Module, *, name: str) -> None:
@@ -132,13 +147,12 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
     Raises: NoBatchNormError: no layer has running statistics, one is broken, or all untrained.
     """
     found = layers(model)
-    conditions = [condition(layer) for layer in found]
+    broken = [f"{layer.name}: {defect(layer)}" for layer in found if defect(layer)]
     if not found:
         reason = "it has no batch-norm layer"
-    elif "broken" in conditions:
-        layer = found[conditions.index("broken")]
-        reason = f"the running statistics of {layer.name} are broken (NaN, or variance <= 0)"
-    elif "usable" not in conditions:
+    elif broken:
+        reason = f"{len(broken)} of {len(found)} batch-norm layers are broken ({broken[0]})"
+    elif all(is_untrained(layer) for layer in found):
         reason = f"all {len(found)} batch-norm layers look untrained (mean 0, variance 1)"
     else:
         return

@@ -147,25 +147,14 @@ def _report(layer: Layer, *, calls: int, resolution: tuple[int, ...] | None) -> 
         calls=calls,
         running_mean=None if empty else _summary(mean),
         running_var=None if empty else _summary(var),
-        untrained=empty or bool((mean == 0).all() and (var == 1).all()),
-        broken="" if empty else _broken(mean, var),
+        untrained=empty or batchnorm.is_untrained(layer),
+        broken="" if empty else batchnorm.defect(layer) or batchnorm.dead_channels(layer),
     )
 
 
 def _summary(values: Tensor) -> Summary:
     values = values.double()
     return Summary(float(values.min()), float(values.mean()), float(values.max()))
-
-
-def _broken(mean: Tensor, var: Tensor) -> str:
-    for values, what in ((mean, "mean"), (var, "variance")):
-        if not bool(torch.isfinite(values).all()):
-            return f"{what} is NaN or infinite in {int((~torch.isfinite(values)).sum())} channels"
-    if bool((var < 0).any()):
-        return f"variance is negative in {int((var < 0).sum())} channels"
-    if bool((var == 0).any()):
-        return f"{_ZERO} in {int((var == 0).sum())} channels"
-    return ""
 
 
 def _judge(layers: tuple[LayerReport, ...], norms: dict[str, int], card: Card) -> tuple[bool, str]:
@@ -180,7 +169,9 @@ def _judge(layers: tuple[LayerReport, ...], norms: dict[str, int], card: Card) -
         alone = "of the architecture alone, its weights are random"
         return True, f"invertible once trained: {count} batch-norm layers ({alone})"
     # A channel of variance 0 is dead, not wrong: its term of R_feature is still defined.
-    wrong = [layer for layer in layers if layer.broken and not layer.broken.startswith(_ZERO)]
+    wrong = [
+        layer for layer in layers if layer.broken and not layer.broken.startswith(batchnorm.DEAD)
+    ]
     if wrong:
         first = f"{wrong[0].name}: {wrong[0].broken}"
         return False, f"not, because {len(wrong)} of {count} layers are broken ({first})"
@@ -218,7 +209,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_ZERO = "variance is zero"
 _NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,

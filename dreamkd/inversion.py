@@ -76,7 +76,7 @@ def invert(
         raise ConfigError("--per-class: batch statistics need at least 2 images in all")
     Runtime.settle(config)  # refuses before anything is created
     requested = requested_settings(config)
-    folder = Path(config.out) if config.out else default_folder("invert", config.model, requested)
+    folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run, ExitStack() as stack:
         config, runtime = prepare(
             run, config, teacher=teacher, image_steps=lambda c: count * int(c.image_steps)

@@ -104,7 +104,7 @@ class Training:
         began = time.perf_counter()
         for step in range(self.step, until):
             torch.manual_seed(generator_for(config.seed, "dropout", step).initial_seed())
-            lr = config.lr * rate(step, config.steps, warmup=int(config.warmup))
+            lr = config.lr * rate(step, int(config.steps), warmup=int(config.warmup))
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             views = self._views(images, step)  # uint8 (B, C, H, W)

@@ -129,20 +129,31 @@ def with_statistics(mean: list[float], var: list[float]) -> nn.Module:
     return layer
 
 
+NAN, INF = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
-    ("mean", "var", "condition"),
+    ("mean", "var", "said"),
     [
-        ([0.0, 0.0], [1.0, 1.0], "untrained"),
-        ([0.0, 0.1], [1.0, 1.0], "usable"),
-        ([0.0, float("nan")], [1.0, 1.0], "broken"),
-        ([0.0, 0.1], [1.0, 0.0], "broken"),
-        ([0.0, 0.1], [1.0, -1.0], "broken"),
-        ([0.0, 0.1], [1.0, float("inf")], "broken"),
+        ([0.0, 0.0], [1.0, 1.0], ""),
+        ([0.0, NAN], [1.0, 1.0], "mean is NaN or infinite in 1 channels"),
+        ([0.0, 0.1], [INF, NAN], "variance is NaN or infinite in 2 channels"),
+        ([0.0, 0.1], [1.0, -1.0], "variance is negative in 1 channels"),
+        ([0.0, 0.1], [1.0, 0.0], ""),
     ],
 )
-def test_condition(mean: list[float], var: list[float], condition: str) -> None:
+def test_defects(mean: list[float], var: list[float], said: str) -> None:
     (layer,) = batchnorm.layers(with_statistics(mean, var))
-    assert batchnorm.condition(layer) == condition
+    assert batchnorm.defect(layer) == said
+
+
+def test_untrained_and_dead() -> None:
+    (fresh,) = batchnorm.layers(with_statistics([0.0, 0.0], [1.0, 1.0]))
+    (dead,) = batchnorm.layers(with_statistics([0.0, 0.0], [1.0, 0.0]))
+    assert batchnorm.is_untrained(fresh)
+    assert not batchnorm.is_untrained(dead)
+    assert batchnorm.dead_channels(dead) == "variance is zero in 1 channels"
+    assert batchnorm.dead_channels(fresh) == ""
 
 
 def test_require_statistics_says_why() -> None:
@@ -151,7 +162,7 @@ def test_require_statistics_says_why() -> None:
     for model, reason in [
         (nn.Sequential(nn.LayerNorm(3)), "it has no batch-norm layer"),
         (nn.Sequential(nn.BatchNorm2d(3)), "all 1 batch-norm layers look untrained"),
-        (nn.Sequential(good, with_statistics([0.0, 0.1], [0.0, 1.0])), "of 1 are broken"),
+        (nn.Sequential(good, with_statistics([0.0, 0.1], [-1.0, 1.0])), "1 of 2 .* broken"),
     ]:
         with pytest.raises(NoBatchNormError, match=reason):
             batchnorm.require_statistics(model, name="net")

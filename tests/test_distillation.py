@@ -50,7 +50,7 @@ def test_the_result_has_teacher_student_and_noise(whole: Path) -> None:
         assert 0 <= result[name] <= 100
     assert result["data_free"] is True
     assert result["images"] == 80
-    assert result["image_source"] == "synthesised from digits_resnet14"
+    assert result["image_source"] == "made from digits_resnet14"
 
 
 def test_the_student_loads_alone(whole: Path) -> None:

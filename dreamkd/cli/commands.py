@@ -111,8 +111,8 @@ def distill(config: DistillConfig, *, on_event: OnEvent, should_stop: ShouldStop
     """Train a student without data."""
     from dreamkd.distillation import distill as workflow
 
-    result = workflow(config, on_event=on_event, should_stop=should_stop).to_json()
-    return Answer(result, (tables.facts(result),))
+    found = workflow(config, on_event=on_event, should_stop=should_stop)
+    return Answer(found.to_json(), tables.distillation(found, config))
 
 
 def _preprocessing(config: EvalConfig, classifier: Classifier) -> Preprocessing:

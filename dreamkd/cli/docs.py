@@ -42,7 +42,9 @@ def _row(field: OptionField) -> tuple[str, ...]:
 def _presets() -> Iterator[str]:
     yield _PRESETS_INTRODUCTION
     names = next(iter(PRESETS.values()))
-    heads = [f"{preset}, {size}" for preset in PRESETS for size in ("< 64 px", ">= 64 px")]
+    heads = [
+        f"{preset}, {size}" for preset in PRESETS for size in ("< 32 px", "32-63 px", ">= 64 px")
+    ]
     rows = (
         (f"`{name}`", *(_number(value) for preset in PRESETS.values() for value in preset[name]))
         for name in names

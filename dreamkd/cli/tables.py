@@ -17,6 +17,8 @@ from dreamkd.cli.display import duration
 from dreamkd.cli.streams import one_line
 
 if TYPE_CHECKING:
+    from dreamkd.config import DistillConfig
+    from dreamkd.distillation import Distillation
     from dreamkd.evaluation import Evaluation
     from dreamkd.inspection import Inspection, LayerReport, Summary
     from dreamkd.models import Card
@@ -87,6 +89,25 @@ def evaluation(found: Evaluation, *, per_class: bool) -> tuple[RenderableType, .
     table = _table("class", "images>", "top-1 %>")
     for row in found.per_class:
         table.add_row(_cell(row.name), str(row.count), f"{row.top1:.2f}")
+    return table, summary
+
+
+def distillation(found: Distillation, config: DistillConfig) -> tuple[RenderableType, ...]:
+    """Teacher, student and noise baseline side by side, if measured, and the run."""
+    run = found.to_json()
+    top1 = {name: run.pop(f"{name}_top1") for name in ("teacher", "student", "noise")}
+    summary = facts({"student": found.student, **run})
+    if top1["teacher"] is None:
+        return (summary,)
+    table = _table("network", "learned from", "top-1 %>")
+    rows = {
+        "teacher": (f"teacher {config.teacher}", "its own data"),
+        "student": (f"student {config.student}", found.image_source),
+        "noise": (f"student {config.student}", "noise, as many images and steps"),
+    }
+    for row, (network, source) in rows.items():
+        if top1[row] is not None:
+            table.add_row(_cell(network), _cell(source), f"{top1[row]:.2f}")
     return table, summary
 
 

@@ -321,11 +321,19 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
         help="train the same student on noise for the same steps; auto: with --eval-data, "
         "for inputs of up to 64 px",
     )
-    first_batches: int = option(
-        4, group=_IMAGES, minimum=1, help="image batches before the competition begins"
+    first_batches: int | str = option(
+        "auto",
+        group=_IMAGES,
+        minimum=1,
+        auto=_BY_PRESET,
+        help="image batches before the competition begins",
     )
-    rounds: int = option(
-        12, group=_IMAGES, minimum=0, help="further batches, each against the student of its time"
+    rounds: int | str = option(
+        "auto",
+        group=_IMAGES,
+        minimum=0,
+        auto=_BY_PRESET,
+        help="further batches, each against the student of its time",
     )
     competition: float = option(
         1.0,
@@ -337,7 +345,9 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     competition_temperature: float = option(
         1.0, group=_LOSS, above=0, symbol="tau_c", help="of both softmaxes in R_c; Eq. 8 has 1"
     )
-    steps: int = option(2000, group=_STUDENT, minimum=1, help="student steps in all")
+    steps: int | str = option(
+        "auto", group=_STUDENT, minimum=1, auto=_BY_PRESET, help="student steps in all"
+    )
     batch_size: int = option(128, group=_STUDENT, minimum=2, help="images per student step")
     lr: float = option(0.1, group=_STUDENT, above=0, help="SGD's peak rate, cosine to zero")
     momentum: float = option(
@@ -366,8 +376,9 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(DistillConfig, self)
-        if isinstance(self.warmup, int) and self.warmup >= self.steps:
-            raise ConfigError(f"--warmup: {self.warmup} must be below --steps {self.steps}")
+        warmup, steps = self.warmup, self.steps
+        if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
+            raise ConfigError(f"--warmup: {warmup} must be below --steps {steps}")
 
 
 def _check_bases(config: type, instance: Any) -> None:

@@ -5,7 +5,7 @@ Weights of norms are per image (see docs/method.md for how the published ones co
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -13,46 +13,52 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="ImageConfig")
 
-#: Inputs below this many pixels take the first column, others the second.
-LARGE = 64
+#: Upper limits of the first two columns, in pixels of the input's shorter side.
+SIZES = (32, 64)
 
-#: preset -> field -> (below 64 px, from 64 px)
-PRESETS: dict[str, dict[str, tuple[Any, Any]]] = {
+#: preset -> field -> (below 32 px, 32 to 63 px, from 64 px)
+PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "fast": {
-        "image_steps": (200, 600),
-        "image_batch_size": (256, 64),
-        "image_lr": (0.1, 0.25),
-        "image_beta1": (0.5, 0.5),
-        "image_beta2": (0.9, 0.9),
-        "image_schedule": ("cosine", "cosine"),
-        "image_warmup": (10, 30),
-        "jitter": (1 / 16, 30 / 224),
-        "flip": ("on", "on"),
-        "clip": ("on", "on"),
-        "ce": (1.0, 1.0),
-        "r_feature": (1.0, 0.01),
-        "first_bn": (1.0, 10.0),
-        "tv_l1": (0.0, 0.0),
-        "tv_l2": (0.0, 1e-3),
-        "l2": (0.0, 0.0),
+        "image_steps": (100, 400, 600),
+        "image_batch_size": (128, 256, 64),
+        "image_lr": (0.1, 0.1, 0.25),
+        "image_beta1": (0.5, 0.5, 0.5),
+        "image_beta2": (0.9, 0.9, 0.9),
+        "image_schedule": ("cosine", "cosine", "cosine"),
+        "image_warmup": (10, 10, 30),
+        "jitter": (1 / 16, 1 / 16, 30 / 224),
+        "flip": ("on", "on", "on"),
+        "clip": ("on", "on", "on"),
+        "ce": (1.0, 1.0, 1.0),
+        "r_feature": (1.0, 1.0, 0.01),
+        "first_bn": (1.0, 1.0, 10.0),
+        "tv_l1": (0.0, 0.0, 0.0),
+        "tv_l2": (0.0, 0.0, 1e-3),
+        "l2": (0.0, 0.0, 0.0),
+        "first_batches": (4, 8, 16),
+        "rounds": (4, 32, 112),
+        "steps": (800, 6000, 20000),
     },
     "released": {
-        "image_steps": (2000, 2000),
-        "image_batch_size": (256, 84),
-        "image_lr": (0.1, 0.25),
-        "image_beta1": (0.9, 0.5),
-        "image_beta2": (0.999, 0.9),
-        "image_schedule": ("constant", "cosine"),
-        "image_warmup": (0, 100),
-        "jitter": (2 / 32, 30 / 224),
-        "flip": ("off", "on"),
-        "clip": ("off", "on"),
-        "ce": (1.0, 1.0),
-        "r_feature": (10.0, 0.01),
-        "first_bn": (1.0, 10.0),
-        "tv_l1": (0.0, 0.0),
-        "tv_l2": (4e-4, 9.2e-4),
-        "l2": (0.0, 1e-5),
+        "image_steps": (2000, 2000, 2000),
+        "image_batch_size": (256, 256, 84),
+        "image_lr": (0.1, 0.1, 0.25),
+        "image_beta1": (0.9, 0.9, 0.5),
+        "image_beta2": (0.999, 0.999, 0.9),
+        "image_schedule": ("constant", "constant", "cosine"),
+        "image_warmup": (0, 0, 100),
+        "jitter": (2 / 32, 2 / 32, 30 / 224),
+        "flip": ("off", "off", "on"),
+        "clip": ("off", "off", "on"),
+        "ce": (1.0, 1.0, 1.0),
+        "r_feature": (10.0, 10.0, 0.01),
+        "first_bn": (1.0, 1.0, 10.0),
+        "tv_l1": (0.0, 0.0, 0.0),
+        "tv_l2": (4e-4, 4e-4, 9.2e-4),
+        "l2": (0.0, 0.0, 1e-5),
+        "first_batches": (50, 50, 50),
+        "rounds": (950, 950, 1600),
+        "steps": (50000, 50000, 100000),
     },
 }
 
@@ -61,15 +67,17 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     """Replace every `auto` of the images, and of a student's schedule, by its value.
 
     The table gives `jitter` as a share of the image; here it becomes pixels, at least one.
+    Warm-ups are capped at a tenth of the image's steps and are a twentieth of the student's.
     """
     channels, height, width = input_size
-    column = int(min(height, width) >= LARGE)
-    values = {name: pair[column] for name, pair in PRESETS[config.preset].items()}
-    values["jitter"] = max(1, round(values["jitter"] * min(height, width)))
-    steps = values["image_steps"] if config.image_steps == "auto" else config.image_steps
-    values["image_warmup"] = min(values["image_warmup"], int(steps) // 10)
+    side = min(height, width)
+    column = sum(side >= limit for limit in SIZES)
+    values = {name: columns[column] for name, columns in PRESETS[config.preset].items()}
+    values["jitter"] = max(1, round(values["jitter"] * side))
     if channels == 1:
         values["flip"] = "off"
-    if hasattr(config, "warmup"):
-        values["warmup"] = config.steps // 20
-    return replace(config, **{k: v for k, v in values.items() if getattr(config, k) == "auto"})
+    wanted = {f.name: getattr(config, f.name) for f in fields(config)}
+    chosen = values | {name: value for name, value in wanted.items() if value != "auto"}
+    values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
+    values["warmup"] = int(chosen["steps"]) // 20
+    return replace(config, **{k: v for k, v in values.items() if wanted.get(k) == "auto"})

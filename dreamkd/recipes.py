@@ -1,0 +1,210 @@
+"""How a student is trained: on images that exist, or on images synthesised as it learns.
+
+A recipe is a function of a job; each reads in execution order. Batch k and every training step are
+functions of (settings, what came before), so that a killed run continues to the same student.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamkd.bank import Bank
+from dreamkd.config import DistillConfig
+from dreamkd.data import ImageSet, stack
+from dreamkd.engine import Runtime, to_uint8
+from dreamkd.errors import Stopped
+from dreamkd.events import Hint, OnEvent, Progress
+from dreamkd.images import Pixels
+from dreamkd.labels import label_range
+from dreamkd.models import Classifier
+from dreamkd.randomness import generator_for
+from dreamkd.runs import Run
+from dreamkd.synthesis import Batch, Rival, Synthesiser, watcher
+from dreamkd.training import Training
+
+#: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
+_SYNTHESIS_SHARE = 2 / 3
+
+#: Seconds between two saved states.
+_SAVE_EVERY = 20.0
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One student on its way, and the state by which it resumes."""
+
+    name: str  # of the state file, and of the phase that is reported
+    run: Run
+    config: DistillConfig  # settled
+    runtime: Runtime
+    teacher: Classifier
+    student: Classifier
+    image_set: ImageSet | None  # what `offline` trains on
+    on_event: OnEvent
+    should_stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        """Set up the student's training."""
+        self.training = Training(
+            self.student, self.teacher, self.config, runtime=self.runtime, on_event=self.on_event
+        )
+        self.seconds = 0.0  # of synthesis, over all processes
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Continue from the saved state, if there is one."""
+        saved = self.run.load_state(self.name)
+        if saved is not None:
+            self.training.restore(*saved)
+            self.seconds = float(saved[1]["synthesis_seconds"])
+
+    def save(self) -> None:
+        """Keep the state."""
+        tensors, facts = self.training.state()
+        self.run.save_state(self.name, tensors, {**facts, "synthesis_seconds": self.seconds})
+        self._saved_at = time.monotonic()
+
+    def train(self, images: Tensor, *, until: int) -> None:
+        """Advance the student to step `until`, saving now and then and when asked to stop."""
+
+        def on_step(step: int, terms: dict[str, float]) -> None:
+            self.on_event(Progress(self.name, step, int(self.config.steps), "steps", terms))
+            stop = self.should_stop()
+            if stop or step == until or time.monotonic() - self._saved_at > _SAVE_EVERY:
+                self.save()
+            if stop:
+                raise Stopped("the student's state is saved; the same command continues")
+
+        self.training.advance(images, until=until, on_step=on_step)
+
+
+def offline(job: Job) -> Tensor:
+    """Train on images that exist: uint8 (N, C, H, W), returned."""
+    assert job.image_set is not None
+    images, _ = stack(job.image_set)
+    job.resume()
+    with job.training:
+        job.train(images, until=int(job.config.steps))
+    return images
+
+
+def adaptive(job: Job) -> Tensor:
+    """Adaptive DeepInversion: a first bank, then fresh batches against the current student.
+
+    The bank is replayed and never thrown away. Batch k is a function of the settings and of the
+    student at step `begins(k)`; training between two batches is a function of (bank, step).
+
+    Returns: the bank, uint8 (N, C, H, W).
+    """
+    config, card = job.config, job.teacher.card
+    size = int(config.image_batch_size)
+    count = batches(config)
+    bank = Bank(job.run, on_event=job.on_event)
+    held = [bank.holds(k) for k in range(count)]
+    job.resume()
+    if any(not held[k] and job.training.step > begins(k, config) for k in range(count)):
+        # A batch that the student has learned is lost: it needs the student of its time.
+        job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
+        job.training.restart()
+    images = torch.empty((count * size, *card.input_size), dtype=torch.uint8)
+    with ExitStack() as stack:
+        stack.enter_context(job.training)
+        synthesise = _Lazy(job, stack)
+        for k in range(count):
+            job.train(images[: k * size], until=begins(k, config))
+            if not held[k]:
+                began = time.perf_counter()
+                batch = synthesise(k, count)
+                facts = batch.facts(class_names=card.class_names, predictions={})
+                line = batch.summary(predictions={})
+                start = k * size
+                bank.add(k, batch.images, batch.labels, start=start, facts=facts, line=line)
+                bank.write_contact_sheet()
+                job.seconds += time.perf_counter() - began
+            images[k * size : (k + 1) * size] = bank.read(k)[0]
+        job.train(images, until=int(config.steps))
+    return images
+
+
+def on_noise(job: Job, *, count: int) -> None:
+    """Train the same student on the noise that synthesis starts from: the baseline."""
+    card = job.teacher.card
+    noise = Pixels(
+        (count, *card.input_size),
+        mean=card.mean,
+        std=card.std,
+        clip=True,
+        generator=generator_for(job.config.seed, "noise"),
+    )
+    images = to_uint8(noise.inputs().detach(), mean=card.mean, std=card.std)
+    job.resume()
+    with job.training:
+        job.train(images, until=int(job.config.steps))
+
+
+class _Lazy:
+    """The synthesisers of a run, each set up when its first batch is due."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        self._job = job
+        self._stack = stack
+        self._rival: Classifier | None = None
+        self._made: dict[bool, Synthesiser] = {}
+
+    def __call__(self, k: int, count: int) -> Batch:
+        """Batch `k` of `count`, against the student as it is now if the first bank is complete."""
+        job, config = self._job, self._job.config
+        competes = k >= int(config.first_batches) and config.competition > 0
+        if competes not in self._made:
+            self._made[competes] = self._stack.enter_context(self._synthesiser(competes))
+        if competes:
+            assert self._rival is not None
+            self._rival.module.load_state_dict(job.training.student.module.state_dict())
+        size = int(config.image_batch_size)
+        classes = range(job.teacher.card.num_classes)
+        phase = f"images {k + 1} of {count}"
+        return self._made[competes].batch(
+            label_range(classes, k * size, (k + 1) * size, seed=config.seed),
+            generator=generator_for(config.seed, "batch", k),
+            on_step=watcher(phase, config, job.on_event, job.should_stop),
+        )
+
+    def _synthesiser(self, competes: bool) -> Synthesiser:
+        job, config = self._job, self._job.config
+        rival = None
+        if competes:
+            student = job.training.student
+            self._rival = Classifier(copy.deepcopy(student.module), student.card)
+            rival = Rival(self._rival, config.competition, config.competition_temperature)
+        return Synthesiser(
+            job.teacher,
+            config,
+            runtime=job.runtime,
+            rival=rival,
+            compiled=config.compile == "on",
+            on_event=job.on_event,
+        )
+
+
+def batches(config: DistillConfig) -> int:
+    """Image batches of the whole job."""
+    return int(config.first_batches) + int(config.rounds)
+
+
+def begins(k: int, config: DistillConfig) -> int:
+    """The student's step at which batch `k` is made; 0 for the first bank."""
+    fresh = k - int(config.first_batches) + 1  # of the batches after the first bank
+    return round(_SYNTHESIS_SHARE * int(config.steps) * max(0, fresh) / max(1, int(config.rounds)))
+
+
+RECIPES: dict[str, Callable[[Job], Tensor]] = {
+    "offline": offline,
+    "adaptive": adaptive,
+}
