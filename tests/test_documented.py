@@ -116,3 +116,14 @@ def test_distill_takes_a_checkpoint_of_each_kind(kind: str, tmp_path: Path) -> N
     assert result["out"] == "runs/distill-t-1"
     assert "cifar_resnet18 is made for it" in done.stderr
     assert models.load(tmp_path / result["student"]).card.num_classes == 4
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(1, 16, 16) 20 runs/invert-digits_resnet14-1\n"

@@ -1,0 +1,101 @@
+"""The compiled step: one graph, the same numbers; and what happens without a compiler."""
+
+import pytest
+import torch
+
+from dreamkd.batchnorm import Call, Layer, trace
+from dreamkd.config import settle
+from dreamkd.engine import Runtime, compile_step, worth_compiling
+from dreamkd.events import Event, Hint
+from dreamkd.models import Classifier
+from dreamkd.randomness import generator_for
+from dreamkd.synthesis import Batch, Synthesiser
+from dreamkd.training import Training
+from tests.conftest import distill_config
+from tests.test_training import fresh, images
+
+LABELS = torch.arange(20) % 10
+
+
+def synthesise(teacher: Classifier, events: list[Event], *, compiled: bool) -> list[Batch]:
+    config = settle(distill_config(image_steps=5), input_size=(1, 16, 16))
+    with Synthesiser(
+        teacher,
+        config,
+        runtime=Runtime.settle(config),
+        compiled=compiled,
+        on_event=events.append,
+    ) as synthesiser:
+        return [synthesiser.batch(LABELS, generator=generator_for(0, k)) for k in range(2)]
+
+
+@pytest.mark.slow
+def test_the_compiled_image_step_is_one_graph_with_the_same_numbers(digits: Classifier) -> None:
+    torch._dynamo.utils.counters.clear()
+    events: list[Event] = []
+    eager = synthesise(digits, events, compiled=False)
+    compiled = synthesise(digits, events, compiled=True)
+    assert events == []  # no fallback
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # for both batches
+    for a, b in zip(eager, compiled, strict=True):
+        assert b.terms == pytest.approx(a.terms, rel=1e-3)
+        assert (a.images.int() - b.images.int()).abs().float().mean() < 0.5
+
+
+def train(teacher: Classifier, events: list[Event], *, compile_: str) -> list[float]:
+    config = settle(distill_config(compile=compile_, steps=4), input_size=(1, 16, 16))
+    seen: list[float] = []
+    with Training(
+        fresh(), teacher, config, runtime=Runtime.settle(config), on_event=events.append
+    ) as training:
+        for until in range(1, 5):
+            training.advance(images(), until=until, on_step=lambda _, t: seen.append(t["kd"]))
+    return seen
+
+
+@pytest.mark.slow
+def test_the_compiled_student_step_is_one_graph_with_the_same_numbers(digits: Classifier) -> None:
+    torch._dynamo.utils.counters.clear()
+    events: list[Event] = []
+    eager = train(digits, events, compile_="off")
+    compiled = train(digits, events, compile_="on")
+    assert events == []
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert compiled == pytest.approx(eager, rel=1e-3)
+
+
+def test_a_machine_without_a_compiler_goes_on_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch._inductor.exc.InductorError(RuntimeError("no compiler"), None)
+
+    def broken(function: object, **_: object) -> object:
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    events: list[Event] = []
+    step = compile_step(lambda x: x + 1, on_event=events.append)
+    assert step(1) == 2
+    assert step(2) == 3
+    (hint,) = events
+    assert isinstance(hint, Hint)
+    assert hint.text.startswith("running without torch.compile: ")
+
+
+def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+    def step(x: int) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        compile_step(step, on_event=lambda event: None)(1)
+
+
+def test_short_jobs_are_not_compiled(digits: Classifier) -> None:
+    calls = trace(digits.module, torch.zeros(1, 1, 16, 16))
+    assert not worth_compiling(calls, image_steps=100 * 128)
+    assert worth_compiling(calls, image_steps=10**7)
+    big = [Call(Layer("", torch.nn.BatchNorm2d(1)), (1, 64, 112, 112))] * 50
+    assert worth_compiling(big, image_steps=84 * 600)
