@@ -72,16 +72,25 @@ class Bank:
         """Manifest lines in order of their batches."""
         return [self._lines[k] for k in sorted(self._lines)]
 
-    def write_contact_sheet(self) -> Path:
-        """Put the first images on one page, sorted by class: `contact-sheet.png`."""
+    def write_contact_sheet(self) -> None:
+        """Put the first images on one page, sorted by class: `contact-sheet.png`.
+
+        Of the batches that are there: while a lost one is made again, the page is incomplete.
+        """
         shown: list[tuple[Tensor, Tensor]] = []
         for k in sorted(self._lines):
-            if sum(len(labels) for _, labels in shown) < _SHEET_IMAGES:
+            enough = sum(len(labels) for _, labels in shown) >= _SHEET_IMAGES
+            if not enough and self._path(k).exists():
                 shown.append(self.read(k))
         images, labels = (torch.cat(part)[:_SHEET_IMAGES] for part in zip(*shown, strict=True))
+        order = labels.argsort(stable=True)
         path = self._run.folder / "contact-sheet.png"
-        contactsheet.write(path, images[labels.argsort(stable=True)], columns=_SHEET_COLUMNS)
-        return path
+        contactsheet.write(path, images[order], columns=_SHEET_COLUMNS)
+
+    def refresh_contact_sheet(self, k: int) -> None:
+        """Write the page again if batch `k`, just added, is on it."""
+        if sum(line["count"] for line in self.lines if line["batch"] < k) < _SHEET_IMAGES:
+            self.write_contact_sheet()
 
     def _path(self, k: int) -> Path:
         return self._run.shards / f"shard-{k:06d}.tar"

@@ -34,5 +34,5 @@ def write(path: Path, images: Tensor, *, columns: int) -> None:
         left = number % columns * (width + gap)
         page[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(page.squeeze(2) if channels == 1 else page).save(buffer, "PNG", optimize=True)
+    Image.fromarray(page.squeeze(2) if channels == 1 else page).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())

@@ -6,22 +6,25 @@ fresh batch against the student of its time (Adaptive DeepInversion, seed sectio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from dreamkd import batchnorm, models
 from dreamkd.config import DistillConfig
-from dreamkd.data import ImageSet, Preprocessing, open_images, stack
+from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import Runtime
-from dreamkd.errors import DataError
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
-from dreamkd.preparation import prepare
+from dreamkd.preparation import prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
-from dreamkd.runs import Run, default_folder, open_run, requested_settings
+from dreamkd.runs import default_folder, open_run, requested_settings
+from dreamkd.shards import pixels_sha256
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64
@@ -74,13 +77,22 @@ def distill(
     _advise(config.student, teacher, on_event)
     student = _fresh(config, teacher)
     on_event(Note(f"student: {student.card.source}"))
-    eval_set = _labelled(config.eval_data, teacher)
-    image_set = _labelled(config.data, teacher)
-    Runtime.settle(config)  # refuses before anything is created
+    # Whatever can be refused is refused before anything is created.
+    Runtime.settle(config)
+    settled(config, teacher)
+    try_out(teacher)
+    try_out(student, training=True)
+    labelled = _read(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
+    data = _read(config.data, teacher, crop_pct=1.0)  # shards are used as they are
+    inputs = {
+        "data_pixels_sha256": pixels_sha256(data.images, data.labels.tolist()) if data else None
+    }
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
-        config, runtime = prepare(run, config, teacher=teacher, image_steps=_image_steps)
+        config, runtime = prepare(
+            run, config, teacher=teacher, image_steps=_image_steps, inputs=inputs
+        )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
         job = Job(
@@ -90,21 +102,21 @@ def distill(
             runtime=runtime,
             teacher=teacher,
             student=student,
-            image_set=image_set,
+            given=data.images if data else None,
             on_event=on_event,
             should_stop=should_stop,
         )
         images = RECIPES[recipe](job)
+        data_free = data is None or _is_synthetic(str(config.data))
+        saved = _save(job, data_free=data_free)
         baseline = None
         if _wants_baseline(config, teacher):
             baseline = replace(job, name="noise", student=_fresh(config, teacher))
             on_noise(baseline, count=len(images))
-        data_free = config.data is None or _is_synthetic(config.data)
-        saved = _save(run, job, data_free=data_free)
         with runtime.active():
-            result = _accuracies(job, baseline, eval_set) | {
+            result = _accuracies(job, baseline, labelled) | {
                 "images": len(images),
-                "image_source": image_set.source if image_set else f"made from {config.teacher}",
+                "image_source": data.source if data else f"made from {config.teacher}",
                 "steps": int(config.steps),
                 "data_free": data_free,
                 "synthesis_seconds": job.seconds,
@@ -124,8 +136,9 @@ def _image_steps(config: DistillConfig) -> int:
 
 
 def _fresh(config: DistillConfig, teacher: Classifier) -> Classifier:
+    """The student at step 0, which sees pictures as the teacher does."""
     card = teacher.card
-    return models.create(
+    student = models.create(
         config.student,
         num_classes=card.num_classes,
         input_size=card.input_size,
@@ -134,6 +147,8 @@ def _fresh(config: DistillConfig, teacher: Classifier) -> Classifier:
         class_names=card.class_names,
         seed=config.seed,
     )
+    seen = replace(student.card, interpolation=card.interpolation, crop_pct=card.crop_pct)
+    return replace(student, card=seen)
 
 
 def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
@@ -148,26 +163,42 @@ def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
     on_event(Hint(f"{student} is built for {built_for} px and the images have {side}{hint}"))
 
 
-def _labelled(spec: str | None, teacher: Classifier) -> ImageSet | None:
-    """Images as the teacher sees them.
+class Labelled(NamedTuple):
+    """A data set in memory."""
 
-    Raises: DataError: they have other classes.
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor  # int64 (N,)
+    source: str
+
+
+def _read(spec: str | None, teacher: Classifier, *, crop_pct: float) -> Labelled | None:
+    """Labelled images at the teacher's input size, all of them; None without `spec`.
+
+    Raises: DataError: not readable, or of other classes.
     """
     if spec is None:
         return None
-    image_set = open_images(spec, preprocessing=Preprocessing.of(teacher.card))
-    names = image_set.class_names
-    if names and len(names) != teacher.card.num_classes:
-        raise DataError(
-            f"{image_set.source} has {len(names)} classes, the teacher {teacher.card.num_classes}"
-        )
-    return image_set
+    how = replace(Preprocessing.of(teacher.card), crop_pct=crop_pct)
+    image_set = open_images(spec, preprocessing=how)
+    check_classes(image_set, teacher.card)
+    images, labels = stack(image_set)
+    check_labels(labels, teacher.card, image_set)
+    return Labelled(images, labels, image_set.source)
 
 
 def _is_synthetic(spec: str) -> bool:
-    """Whether a data specification is a run folder of ours, or shards inside one."""
+    """Whether `spec` is a run folder, or shards in one, whose images dreamkd synthesised.
+
+    `open_images` has checked the shards against the run's manifest.
+    """
     path = Path(spec)
-    return any((folder / "resolved.json").is_file() for folder in (path, *list(path.parents)[:2]))
+    folder = path if (path / "shards").is_dir() else path.parent
+    folder = folder.parent if folder.name == "shards" else folder
+    try:
+        resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
+        return (folder / "shards").is_dir() and not resolved["config"].get("data")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
@@ -176,22 +207,22 @@ def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
     return config.noise_baseline == "on"
 
 
-def _save(run: Run, job: Job, *, data_free: bool) -> Path:
+def _save(job: Job, *, data_free: bool) -> Path:
     """Write `student.safetensors`, which loads alone."""
-    student, teacher = job.student, job.teacher
-    card = replace(student.card, weights="distilled", pretrained=True, data_free=data_free)
-    path = run.folder / "student.safetensors"
+    card = replace(job.student.card, weights="distilled", pretrained=True, data_free=data_free)
+    path = job.run.folder / "student.safetensors"
+    teacher = job.teacher
     trained = f"dreamkd distill from {teacher.card.architecture}, sha256 {teacher.sha256()}"
-    models.save(Classifier(student.module.cpu(), card), path, extra={"trained": trained})
+    models.save(Classifier(job.student.module, card), path, extra={"trained": trained})
     return path
 
 
-def _accuracies(job: Job, baseline: Job | None, eval_set: ImageSet | None) -> dict[str, Any]:
+def _accuracies(job: Job, baseline: Job | None, data: Labelled | None) -> dict[str, Any]:
     """Percent on the evaluation data, which trained nothing; None where there is none."""
-    if eval_set is None:
+    if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
         return dict.fromkeys(names)
-    images, labels = stack(eval_set)
+    images, labels, source = data
     student = measure(job.student, images, labels, teacher=job.teacher)
     noise = measure(baseline.student, images, labels) if baseline else None
     return {
@@ -199,5 +230,5 @@ def _accuracies(job: Job, baseline: Job | None, eval_set: ImageSet | None) -> di
         "student_top1": student.top1,
         "noise_top1": noise.top1 if noise else None,
         "agreement": student.agreement,
-        "eval_source": eval_set.source,
+        "eval_source": source,
     }

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreamkd.data import ImageSet, Preprocessing, batches
-from dreamkd.engine import Runtime, frozen, normalise
+from dreamkd.data import ImageSet, Preprocessing, batches, check_classes, check_labels
+from dreamkd.engine import Runtime, normalise, on_device
 from dreamkd.errors import DataError, ModelError
 from dreamkd.events import OnEvent, Progress, ignore
 from dreamkd.metrics import Accuracy, Agreement
 
 if TYPE_CHECKING:
-    from dreamkd.models import Card, Classifier
+    from dreamkd.models import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +80,18 @@ def evaluate(
     card = classifier.card
     networks = [classifier] if teacher is None else [classifier, teacher]
     for network in networks:
-        _check_classes(image_set, network.card)
+        check_classes(image_set, network.card)
     _check_pair(classifier, teacher, image_set)
     accuracy, agreement = Accuracy(card.num_classes, device=device), Agreement(device=device)
     done = 0
     with ExitStack() as stack:
         for network in networks:
-            stack.enter_context(_on(device, network.module))
+            stack.enter_context(on_device(network.module, device))
         views = stack.enter_context(closing(_views(image_set, teacher, batch_size, workers)))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(Runtime(str(device), precision, torch.get_num_threads()).autocast())
         for images, teacher_images, labels in views:
-            _check_labels(labels, card, image_set)
+            check_labels(labels, card, image_set)
             logits = _logits(classifier, images, device)  # (B, num_classes)
             accuracy.add(logits, labels.to(device))
             if teacher is not None:
@@ -136,34 +136,6 @@ def _logits(network: Classifier, images: Tensor, device: torch.device | str) -> 
     return logits
 
 
-@contextmanager
-def _on(device: torch.device | str, module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode on `device` while the block lasts; put back after it."""
-    home = next((parameter.device for parameter in module.parameters()), torch.device(device))
-    with frozen(module):
-        try:
-            module.to(device)
-            yield
-        finally:
-            module.to(home)
-
-
-def _check_classes(image_set: ImageSet, card: Card) -> None:
-    names = image_set.class_names
-    if names and len(names) != card.num_classes:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise DataError(
-            f"{image_set.source} has {len(names)} classes ({shown}), but {card.architecture} has "
-            f"{card.num_classes}"
-        )
-    if names != card.class_names and sorted(names) == sorted(card.class_names):
-        raise DataError(
-            f"{image_set.source} numbers its classes {', '.join(names[:5])}, ... and "
-            f"{card.architecture} {', '.join(card.class_names[:5])}, ...; rename the class folders "
-            "so that their alphabetical order is the network's"
-        )
-
-
 def _check_pair(classifier: Classifier, teacher: Classifier | None, image_set: ImageSet) -> None:
     channels, wanted = image_set.preprocessing.input_size[0], classifier.card.input_size[0]
     if channels != wanted:
@@ -175,16 +147,6 @@ def _check_pair(classifier: Classifier, teacher: Classifier | None, image_set: I
         raise ModelError(
             f"teacher {teacher.card.architecture} has {teacher.card.num_classes} classes, but "
             f"{classifier.card.architecture} has {classifier.card.num_classes}"
-        )
-
-
-def _check_labels(labels: Tensor, card: Card, image_set: ImageSet) -> None:
-    """Labels are still on the CPU here, so this waits for nothing."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= card.num_classes:
-        raise DataError(
-            f"{image_set.source} holds label {low if low < 0 else high}, but {card.architecture} "
-            f"has classes 0 to {card.num_classes - 1}"
         )
 
 

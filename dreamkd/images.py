@@ -44,6 +44,12 @@ class Pixels:
         return self.x
 
     @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Undo a loss scale, in place."""
+        if factor != 1 and self.x.grad is not None:
+            self.x.grad.mul_(factor)
+
+    @torch.no_grad()
     def project(self) -> None:
         """Clip to the legal pixel range, in place."""
         if self._clip:

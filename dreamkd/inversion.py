@@ -17,11 +17,11 @@ from typing import Any
 from dreamkd import batchnorm, models
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
-from dreamkd.engine import Runtime
+from dreamkd.engine import Runtime, enough_memory
 from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.labels import label_range, parse_classes, plan_batches
-from dreamkd.preparation import prepare
+from dreamkd.preparation import prepare, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import default_folder, open_run, requested_settings
 from dreamkd.synthesis import Synthesiser, watcher
@@ -66,27 +66,35 @@ def invert(
     on_event(Note(f"teacher: {teacher.card.source}"))
     if config.method != "deepdream":
         batchnorm.require_statistics(teacher.module, name=teacher.card.architecture)
-    verifiers = Verifiers.load(config.verifier, teacher=teacher, on_event=on_event)
+    verifiers = Verifiers.load(
+        config.verifier, teacher=teacher, trust_pickle=config.trust_pickle, on_event=on_event
+    )
     card = teacher.card
     classes = parse_classes(
         config.classes, num_classes=card.num_classes, class_names=card.class_names
     )
     count = len(classes) * config.per_class
-    if count < 2:
-        raise ConfigError("--per-class: batch statistics need at least 2 images in all")
-    Runtime.settle(config)  # refuses before anything is created
+    # Whatever can be refused is refused before anything is created.
+    Runtime.settle(config)
+    _deal(count, settled(config, teacher))
+    try_out(teacher)
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run, ExitStack() as stack:
         config, runtime = prepare(
-            run, config, teacher=teacher, image_steps=lambda c: count * int(c.image_steps)
+            run,
+            config,
+            teacher=teacher,
+            image_steps=lambda c: count * int(c.image_steps),
+            inputs={"verifiers": verifiers.sha256()},
         )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
         bank = Bank(run, on_event=on_event)
-        plan = _deal(count, config.image_batch_size, made=bank.lines)
+        plan = _deal(count, config, made=bank.lines)
         missing = [k for k in range(len(plan)) if not bank.holds(k)]
         if missing:
+            run.begin()
             stack.enter_context(verifiers.on(runtime.device))
             synthesiser = stack.enter_context(
                 Synthesiser(
@@ -100,11 +108,12 @@ def invert(
             )
         for k in missing:
             start, stop = plan[k]
-            batch = synthesiser.batch(
-                label_range(classes, start, stop, seed=config.seed),
-                generator=generator_for(config.seed, "batch", k),
-                on_step=watcher(f"batch {k + 1} of {len(plan)}", config, on_event, should_stop),
-            )
+            with enough_memory("--image-batch-size"):
+                batch = synthesiser.batch(
+                    label_range(classes, start, stop, seed=config.seed),
+                    generator=generator_for(config.seed, "batch", k),
+                    on_step=watcher(f"batch {k + 1} of {len(plan)}", config, on_event, should_stop),
+                )
             predictions = verifiers.predictions(batch.images)
             bank.add(
                 k,
@@ -114,7 +123,8 @@ def invert(
                 facts=batch.facts(class_names=card.class_names, predictions=predictions),
                 line=batch.summary(predictions=predictions),
             )
-            bank.write_contact_sheet()
+            bank.refresh_contact_sheet(k)
+        bank.write_contact_sheet()
         result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
         on_event(Finished("invert", result.seconds))
@@ -122,11 +132,20 @@ def invert(
 
 
 def _deal(
-    count: int, size: int | str, *, made: Sequence[Mapping[str, Any]] = ()
+    count: int, config: InvertConfig, *, made: Sequence[Mapping[str, Any]] = ()
 ) -> list[tuple[int, int]]:
-    """Batches [start, stop) of images 0..count-1; those already made stay as they are."""
+    """Batches [start, stop) of images 0..count-1; those already made stay as they are.
+
+    Raises: ConfigError: a batch would hold a single image.
+    """
     ranges = [(line["start"], line["start"] + line["count"]) for line in made]
-    return plan_batches(count, int(size), made=ranges)
+    plan = plan_batches(count, int(config.image_batch_size), made=ranges)
+    if any(stop - start < 2 for start, stop in plan):
+        raise ConfigError(
+            "a batch of a single image has no statistics: choose another --per-class or "
+            "--image-batch-size"
+        )
+    return plan
 
 
 def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:

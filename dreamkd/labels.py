@@ -7,6 +7,7 @@ none.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -58,19 +59,16 @@ def label_range(classes: Sequence[int], start: int, stop: int, *, seed: int) -> 
 def plan_batches(
     count: int, size: int, *, made: Sequence[tuple[int, int]] = ()
 ) -> list[tuple[int, int]]:
-    """Deal images 0..count-1 into batches [start, stop) of at most `size`, as equal as possible.
+    """Deal images 0..count-1 into batches [start, stop) of at most `size`, nearly equal.
 
     Equal, because a small last batch would have statistics of its own. Batches already `made` stay
-    as they are; only what follows them is dealt.
+    as they are. Each batch depends only on where it starts, so a plan continued is the plan.
     """
     batches = list(made)
     start = batches[-1][1] if batches else 0
-    remaining = count - start
-    if remaining <= 0:
-        return batches
-    number = -(-remaining // size)
-    for k in range(number):
-        stop = start + remaining * (k + 1) // number
-        first = start + remaining * k // number
-        batches.append((first, stop))
+    while start < count:
+        remaining = count - start
+        stop = start + math.ceil(remaining / math.ceil(remaining / size))
+        batches.append((start, stop))
+        start = stop
     return batches

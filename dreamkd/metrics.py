@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dreamkd.engine import frozen, normalise
+from dreamkd.engine import normalise, on_device
 from dreamkd.models import Classifier
 
 
@@ -115,7 +115,7 @@ def measure(
     networks = [classifier] if teacher is None else [classifier, teacher]
     with ExitStack() as stack:
         for network in networks:
-            stack.enter_context(frozen(network.module.to(device)))
+            stack.enter_context(on_device(network.module, device))
         for start in range(0, len(images), 500):
             part = slice(start, start + 500)
             logits = [_logits(network, images[part].to(device)) for network in networks]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from dreamkd import batchnorm
 from dreamkd.config import DistillConfig, InvertConfig, OutputConfig, merge, settle
 from dreamkd.engine import Runtime, worth_compiling
+from dreamkd.errors import ModelError
 from dreamkd.models import Classifier
 from dreamkd.runs import Run, requested_settings, versions
 
@@ -23,17 +25,19 @@ def prepare(
     *,
     teacher: Classifier,
     image_steps: Callable[[Config], int],
+    inputs: Mapping[str, Any],
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: taken from the run if it exists, else made and kept.
 
     Args:
         image_steps: images times steps of the whole job, by the settled settings.
+        inputs: hashes of what else the outcome depends on, such as data that are read.
 
     Raises:
         RunError: the folder holds a different run.
         ConfigError: this machine cannot compute as asked.
     """
-    identity = {"teacher_sha256": teacher.sha256(), "versions": versions()}
+    identity = {"teacher_sha256": teacher.sha256(), "versions": versions(), **inputs}
     requested = requested_settings(config)
     if run.resume(requested):
         for name, value in identity.items():
@@ -41,10 +45,10 @@ def prepare(
         assert run.resolved is not None
         decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
         config = merge(type(config), {**_all(config), **decided})
+        run.shards.mkdir(exist_ok=True)
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
-    config = settle(config, input_size=teacher.card.input_size)
-    config = replace(config, **runtime.settings())
+    config = replace(settled(config, teacher), **runtime.settings())
     if config.compile == "auto":
         calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
         earns = worth_compiling(calls, image_steps=image_steps(config))
@@ -61,6 +65,35 @@ def prepare(
         }
     )
     return config, runtime
+
+
+def settled(config: Config, teacher: Classifier) -> Config:
+    """Every `auto` but the machine's decided, and the outcome checked as if it had been given.
+
+    Raises:
+        ConfigError: what was given does not go with what follows from the model.
+    """
+    return merge(type(config), _all(settle(config, input_size=teacher.card.input_size)))
+
+
+def try_out(classifier: Classifier, *, training: bool = False) -> None:
+    """Run two blank images through a copy: better now than after an hour.
+
+    Raises:
+        ModelError: the network does not run at its input size, or takes images that no shard holds.
+    """
+    card = classifier.card
+    size = "x".join(map(str, card.input_size))
+    if card.input_size[0] not in (1, 3):
+        raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
+    try:
+        with torch.no_grad():
+            copy.deepcopy(classifier.module).train(training)(torch.zeros(2, *card.input_size))
+    except Exception as error:  # whatever an operation says of a shape it cannot take
+        raise ModelError(
+            f"{card.architecture} does not run on images of {size}: {error}; choose another network"
+            " or --input-size"
+        ) from error
 
 
 def _all(config: InvertConfig | DistillConfig) -> dict[str, Any]:

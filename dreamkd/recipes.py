@@ -17,8 +17,7 @@ from torch import Tensor
 
 from dreamkd.bank import Bank
 from dreamkd.config import DistillConfig
-from dreamkd.data import ImageSet, stack
-from dreamkd.engine import Runtime, to_uint8
+from dreamkd.engine import Runtime, enough_memory, to_uint8
 from dreamkd.errors import Stopped
 from dreamkd.events import Hint, OnEvent, Progress
 from dreamkd.images import Pixels
@@ -27,7 +26,7 @@ from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
 from dreamkd.synthesis import Batch, Rival, Synthesiser, watcher
-from dreamkd.training import Training
+from dreamkd.training import LOOK, Training
 
 #: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
 _SYNTHESIS_SHARE = 2 / 3
@@ -46,7 +45,7 @@ class Job:
     runtime: Runtime
     teacher: Classifier
     student: Classifier
-    image_set: ImageSet | None  # what `offline` trains on
+    given: Tensor | None  # what `offline` trains on, uint8 (N, C, H, W)
     on_event: OnEvent
     should_stop: Callable[[], bool]
 
@@ -75,24 +74,26 @@ class Job:
         """Advance the student to step `until`, saving now and then and when asked to stop."""
 
         def on_step(step: int, terms: dict[str, float]) -> None:
-            self.on_event(Progress(self.name, step, int(self.config.steps), "steps", terms))
+            if step % LOOK == 0 or step == until:
+                total = int(self.config.steps)
+                self.on_event(Progress(self.name, step, total, "steps", terms))
             stop = self.should_stop()
             if stop or step == until or time.monotonic() - self._saved_at > _SAVE_EVERY:
                 self.save()
             if stop:
                 raise Stopped("the student's state is saved; the same command continues")
 
-        self.training.advance(images, until=until, on_step=on_step)
+        with enough_memory("--batch-size"):
+            self.training.advance(images, until=until, on_step=on_step)
 
 
 def offline(job: Job) -> Tensor:
     """Train on images that exist: uint8 (N, C, H, W), returned."""
-    assert job.image_set is not None
-    images, _ = stack(job.image_set)
+    assert job.given is not None
     job.resume()
     with job.training:
-        job.train(images, until=int(job.config.steps))
-    return images
+        job.train(job.given, until=int(job.config.steps))
+    return job.given
 
 
 def adaptive(job: Job) -> Tensor:
@@ -109,11 +110,14 @@ def adaptive(job: Job) -> Tensor:
     bank = Bank(job.run, on_event=job.on_event)
     held = [bank.holds(k) for k in range(count)]
     job.resume()
-    if any(not held[k] and job.training.step > begins(k, config) for k in range(count)):
-        # A batch that the student has learned is lost: it needs the student of its time.
+    lost = [k for k in range(count) if _competes(k, config) and not held[k]]
+    if any(job.training.step > begins(k, config) for k in lost):
+        # The student has gone past a batch that needs the student of its time.
         job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
         job.training.restart()
     images = torch.empty((count * size, *card.input_size), dtype=torch.uint8)
+    if not all(held):
+        job.run.begin()
     with ExitStack() as stack:
         stack.enter_context(job.training)
         synthesise = _Lazy(job, stack)
@@ -126,9 +130,10 @@ def adaptive(job: Job) -> Tensor:
                 line = batch.summary(predictions={})
                 start = k * size
                 bank.add(k, batch.images, batch.labels, start=start, facts=facts, line=line)
-                bank.write_contact_sheet()
+                bank.refresh_contact_sheet(k)
                 job.seconds += time.perf_counter() - began
             images[k * size : (k + 1) * size] = bank.read(k)[0]
+        bank.write_contact_sheet()
         job.train(images, until=int(config.steps))
     return images
 
@@ -161,7 +166,7 @@ class _Lazy:
     def __call__(self, k: int, count: int) -> Batch:
         """Batch `k` of `count`, against the student as it is now if the first bank is complete."""
         job, config = self._job, self._job.config
-        competes = k >= int(config.first_batches) and config.competition > 0
+        competes = _competes(k, config)
         if competes not in self._made:
             self._made[competes] = self._stack.enter_context(self._synthesiser(competes))
         if competes:
@@ -170,11 +175,12 @@ class _Lazy:
         size = int(config.image_batch_size)
         classes = range(job.teacher.card.num_classes)
         phase = f"images {k + 1} of {count}"
-        return self._made[competes].batch(
-            label_range(classes, k * size, (k + 1) * size, seed=config.seed),
-            generator=generator_for(config.seed, "batch", k),
-            on_step=watcher(phase, config, job.on_event, job.should_stop),
-        )
+        with enough_memory("--image-batch-size"):
+            return self._made[competes].batch(
+                label_range(classes, k * size, (k + 1) * size, seed=config.seed),
+                generator=generator_for(config.seed, "batch", k),
+                on_step=watcher(phase, config, job.on_event, job.should_stop),
+            )
 
     def _synthesiser(self, competes: bool) -> Synthesiser:
         job, config = self._job, self._job.config
@@ -202,6 +208,11 @@ def begins(k: int, config: DistillConfig) -> int:
     """The student's step at which batch `k` is made; 0 for the first bank."""
     fresh = k - int(config.first_batches) + 1  # of the batches after the first bank
     return round(_SYNTHESIS_SHARE * int(config.steps) * max(0, fresh) / max(1, int(config.rounds)))
+
+
+def _competes(k: int, config: DistillConfig) -> bool:
+    """Whether batch `k` depends on the student of its time."""
+    return k >= int(config.first_batches) and config.competition > 0
 
 
 RECIPES: dict[str, Callable[[Job], Tensor]] = {

@@ -17,7 +17,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -28,9 +28,10 @@ from torch import Tensor
 from dreamkd import checkpoint
 from dreamkd.errors import RunError
 from dreamkd.events import Event, OnEvent, Progress
-from dreamkd.files import write_atomically
+from dreamkd.files import sync_folder, write_atomically
 
 _PROGRESS_EVERY = 2.0  # seconds between two writes of progress.json
+_FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")  # of checkpoints
 
 
 class Run:
@@ -39,6 +40,11 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.resolved: dict[str, Any] | None = _read_json(folder / "resolved.json")
+        identity = self.resolved
+        if identity is not None and not all(
+            isinstance(identity.get(part), dict) for part in ("requested", "config")
+        ):
+            raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
         self.lines = _read_lines(folder / "manifest.jsonl")
         self._last_progress = 0.0
 
@@ -72,6 +78,8 @@ class Run:
 
     def settle(self, resolved: Mapping[str, Any]) -> None:
         """Write the run's identity."""
+        self.shards.mkdir(exist_ok=True)  # before the identity: a run that has one has both
+        sync_folder(self.folder)
         write_atomically(self.folder / "resolved.json", _pretty(resolved))
         self.resolved = dict(resolved)
         environment = {
@@ -81,7 +89,6 @@ class Run:
             "cores": os.cpu_count(),
         }
         write_atomically(self.folder / "env.json", _pretty(environment))
-        self.shards.mkdir(exist_ok=True)
 
     def require(self, name: str, value: Any) -> None:
         """Check that a fact of this run is still what it was, such as the teacher's hash.
@@ -89,9 +96,10 @@ class Run:
         Raises: RunError: it is not.
         """
         assert self.resolved is not None
-        if self.resolved[name] != value:
+        then = self.resolved.get(name)
+        if then != value:
             raise RunError(
-                f"{self.folder} was made with {name} {_short(self.resolved[name])}, which is now "
+                f"{self.folder} was made with {name} {_short(then)}, which is now "
                 f"{_short(value)}; choose another --out"
             )
 
@@ -106,6 +114,7 @@ class Run:
                 file.truncate()
                 file.flush()
                 os.fsync(file.fileno())
+            sync_folder(self.folder)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
         self.lines.append(dict(line))
@@ -125,6 +134,10 @@ class Run:
         saved = checkpoint.read(path)
         return saved.state, json.loads(saved.metadata["facts"])
 
+    def begin(self) -> None:
+        """Work begins: what an earlier end said no longer holds."""
+        (self.folder / "result.json").unlink(missing_ok=True)
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_atomically(self.folder / "result.json", _pretty(result))
@@ -138,18 +151,21 @@ class Run:
         """`on_event`, with a copy of every event in the folder."""
 
         def listen(event: Event) -> None:
-            now = time.time()
-            if isinstance(event, Progress):
-                if now - self._last_progress >= _PROGRESS_EVERY or event.done == event.total:
-                    self._last_progress = now
-                    _replace(self.folder / "progress.json", {"time": now, **asdict(event)})
-            else:
-                line = json.dumps({"time": now, "event": type(event).__name__, **asdict(event)})
-                with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+            with suppress(OSError):  # no room for the log is no reason to stop
+                self._log(event)
             on_event(event)
 
         return listen
+
+    def _log(self, event: Event) -> None:
+        now = time.time()
+        line = {"time": now, **asdict(event)}
+        if not isinstance(event, Progress):
+            with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": type(event).__name__, **line}) + "\n")
+        elif now - self._last_progress >= _PROGRESS_EVERY or event.done == event.total:
+            self._last_progress = now
+            _replace(self.folder / "progress.json", line)
 
 
 @contextmanager
@@ -160,6 +176,8 @@ def open_run(folder: Path) -> Iterator[Run]:
 
     Raises: RunError: the folder cannot be made or written, is no run, or another process holds it.
     """
+    if folder.is_dir():
+        _refuse_foreign(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -174,6 +192,7 @@ def open_run(folder: Path) -> Iterator[Run]:
                 f"{folder} is in use by process {holder or 'unknown'}; wait for it, or choose "
                 "another --out"
             ) from None
+        _remove_torn(folder)
         os.truncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
         yield Run(folder)
@@ -181,9 +200,29 @@ def open_run(folder: Path) -> Iterator[Run]:
         os.close(handle)
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Raises: RunError: files lie in the folder, and no run of ours."""
+    if (folder / "resolved.json").exists():
+        return
+    ours = {".lock", "shards", "env.json"}
+    found = [p.name for p in folder.iterdir() if p.name not in ours and p.suffix != ".part"]
+    found += [p.name for p in (folder / "shards").glob("*") if p.suffix != ".part"]
+    if found:
+        raise RunError(
+            f"--out {folder} is not empty and holds no run ({found[0]}); choose another folder"
+        )
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what a killed process had not finished writing."""
+    for part in (*folder.glob(".*.part"), *folder.glob("shards/.*.part")):
+        part.unlink()
+
+
 def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Path:
     """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new."""
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(model).stem if "/" in model else model)
+    stem = Path(model).stem if Path(model).suffix in _FILES or "/" in model else model
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     number = 1
     while (folder := Path("runs") / f"{command}-{stem}-{number}").exists():
         resolved = _read_json(folder / "resolved.json")
@@ -251,6 +290,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes()[: _whole_lines(path)].splitlines()
     try:
-        return [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: damaged ({error}); restore it or choose another --out") from None
+        entries = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        entries = [None]
+    if not all(isinstance(e, dict) and isinstance(e.get("batch"), int) for e in entries):
+        raise RunError(f"{path} is damaged; restore it or choose another --out")
+    return entries

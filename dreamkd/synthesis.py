@@ -26,6 +26,7 @@ from dreamkd.engine import (
     compile_step,
     frozen,
     normalise,
+    on_device,
     rate,
     to_uint8,
     twin,
@@ -36,7 +37,7 @@ from dreamkd.images import Pixels
 from dreamkd.models import Card, Classifier
 
 #: Steps between two looks at the terms: each look is a host sync.
-_LOOK = 25
+LOOK = 25
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,10 @@ class Synthesiser:
     def __enter__(self) -> Self:
         device = self.runtime.device
         # A twin carries the hooks: others who run the teacher meanwhile do not pay for them.
-        self._model = self._stack.enter_context(frozen(twin(self.teacher.module.to(device))))
+        teacher = self._stack.enter_context(on_device(self.teacher.module, device))
+        self._model = self._stack.enter_context(frozen(twin(teacher)))
         if self._rival is not None:
-            self._stack.enter_context(frozen(self._rival.student.module.to(device)))
+            self._stack.enter_context(on_device(self._rival.student.module, device))
         self._watched = self._stack.enter_context(watch(self._model))
         self._stack.enter_context(self.runtime.active())
         self._step: Callable[[Tensor, Roll, Tensor], Tensor] = self._terms
@@ -145,7 +147,8 @@ class Synthesiser:
         Args:
             labels: int64 (B,), the class each image should show.
             generator: source of the start and of every view; the batch is a function of it.
-            on_step: called every few steps with the step and the weighted terms.
+            on_step: called after every step with its number and the newest weighted terms; may
+                raise to stop.
         Raises: DivergedError: a term became NaN or infinite.
         """
         config, card, device = self.config, self.teacher.card, self.runtime.device
@@ -176,14 +179,15 @@ class Synthesiser:
             view = Roll(*(index.to(device, non_blocking=True) for index in view))
             weighted = self._run(images.inputs(), view, targets)
             optimizer.zero_grad()
-            torch.autograd.backward(weighted.sum())
+            torch.autograd.backward(weighted.sum() * self.runtime.loss_scale)
+            images.scale_gradients(1 / self.runtime.loss_scale)
             optimizer.step()
             images.project()
-            if step % _LOOK == _LOOK - 1 or step == steps - 1:
+            if step % LOOK == LOOK - 1 or step == steps - 1:
                 terms = dict(zip(self.term_names, weighted.tolist(), strict=True))  # host sync
                 check_finite(terms, where=f"image step {step + 1} of {steps}")
-                if on_step is not None:
-                    on_step(step + 1, terms)
+            if on_step is not None:
+                on_step(step + 1, terms)
         return self._keep(images.inputs().detach(), targets, terms)
 
     @property
@@ -249,7 +253,9 @@ def watcher(
     """
 
     def watch_step(step: int, terms: dict[str, float]) -> None:
-        on_event(Progress(phase, step, int(config.image_steps), "steps", terms))
+        total = int(config.image_steps)
+        if step % LOOK == 0 or step == total:
+            on_event(Progress(phase, step, total, "steps", terms))
         if should_stop():
             raise Stopped("finished batches are kept; the same command continues")
 

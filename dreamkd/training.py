@@ -6,6 +6,7 @@ and the step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from torch import Tensor
 from dreamkd import losses
 from dreamkd.augment import random_crop
 from dreamkd.config import DistillConfig
-from dreamkd.engine import Runtime, check_finite, compile_step, frozen, normalise, rate
+from dreamkd.engine import Runtime, check_finite, compile_step, normalise, on_device, rate
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
@@ -38,10 +39,11 @@ class Training:
         runtime: Runtime,
         on_event: OnEvent = ignore,
     ) -> None:
-        """Prepare; nothing on the models is touched before `with`.
+        """Move the student to the runtime's device, where it learns in place and stays.
 
         Args:
-            student: what learns, in place. teacher: of the same classes and channels.
+            student: of the teacher's classes, channels and input size.
+            teacher: frozen on the device within `with`, then put back.
             config: settled (no `auto` left).
         """
         self.student = student
@@ -71,7 +73,7 @@ class Training:
         )
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(frozen(self.teacher.module.to(self.runtime.device)))
+        self._stack.enter_context(on_device(self.teacher.module, self.runtime.device))
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
@@ -95,12 +97,13 @@ class Training:
 
         Args:
             images: uint8 (N, C, H, W).
-            on_step: called every few steps with the step and the loss; may raise to stop, the
-                state is that of the step it was told.
+            on_step: called after every step with its number and the newest loss; may raise to
+                stop, the state is that of the step it was told.
         Raises: DivergedError: the loss became NaN or infinite.
         """
         config = self.config
         self._module.train()
+        terms: dict[str, float] = {}
         began = time.perf_counter()
         for step in range(self.step, until):
             torch.manual_seed(generator_for(config.seed, "dropout", step).initial_seed())
@@ -111,24 +114,34 @@ class Training:
             with self.runtime.autocast():
                 loss = self._loss(views)
             self._optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss * self.runtime.loss_scale)
+            if self.runtime.loss_scale != 1:
+                gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+                torch._foreach_div_(gradients, self.runtime.loss_scale)
             self._optimizer.step()
             self.step = step + 1
             if self.step % LOOK == 0 or self.step == until:
                 terms = {"kd": float(loss.detach())}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
-                self.seconds += time.perf_counter() - began
-                began = time.perf_counter()
-                if on_step is not None:
-                    on_step(self.step, terms)
+            self.seconds += time.perf_counter() - began
+            began = time.perf_counter()
+            if on_step is not None:
+                on_step(self.step, terms)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, momentum and step, for `Run.save_state`."""
+        """Weights, momentum and step, for `Run.save_state`.
+
+        Raises: DivergedError: a weight is NaN or infinite; the state saved before stays.
+        """
         tensors = {f"student.{k}": v for k, v in self._module.state_dict().items()}
         for name, parameter in self._module.named_parameters():
             buffer = self._optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
+        finite = all(bool(t.isfinite().all()) for t in tensors.values())
+        check_finite(
+            {"the student's weights": 0.0 if finite else math.nan}, where=f"step {self.step}"
+        )
         return tensors, {"step": self.step, "seconds": self.seconds}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -146,18 +159,18 @@ class Training:
         """Back to step 0: the weights that the student came with, no momentum."""
         self._module.load_state_dict(self._start)
         self._optimizer.state.clear()
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
 
     def _views(self, images: Tensor, step: int) -> Tensor:
         """A batch of cropped (and mirrored) images; teacher and student see the same view."""
         generator = generator_for(self.config.seed, "student", step)
         index = torch.randint(len(images), (self.config.batch_size,), generator=generator)
         return random_crop(
-            images[index.to(images.device)],
-            padding=images.shape[-1] // 8,
+            images[index].to(self.runtime.device),  # uint8: the smallest form there is
+            padding=min(images.shape[2:]) // 8,
             flip=self.config.flip == "on",
             generator=generator,
-        ).to(self.runtime.device, non_blocking=True)
+        )
 
     def _distillation(self, views: Tensor) -> Tensor:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks."""

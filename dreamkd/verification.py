@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamkd import models
-from dreamkd.engine import frozen, normalise
+from dreamkd.engine import normalise, on_device
 from dreamkd.errors import ModelError
 from dreamkd.events import Note, OnEvent
 from dreamkd.models import Classifier
@@ -25,29 +25,41 @@ class Verifiers:
         self._device = "cpu"
 
     @classmethod
-    def load(cls, specs: Sequence[str], *, teacher: Classifier, on_event: OnEvent) -> Verifiers:
+    def load(
+        cls,
+        specs: Sequence[str],
+        *,
+        teacher: Classifier,
+        trust_pickle: bool,
+        on_event: OnEvent,
+    ) -> Verifiers:
         """Load every verifier.
 
         Raises: ModelError: one cannot be loaded, or has other classes than the teacher.
         """
         networks = {}
         for spec in specs:
-            network = models.load(spec)
+            network = models.load(spec, trust_pickle=trust_pickle)
             on_event(Note(f"verifier: {network.card.source}"))
             if network.card.num_classes != teacher.card.num_classes:
                 raise ModelError(
                     f"--verifier {spec} has {network.card.num_classes} classes, the model has "
                     f"{teacher.card.num_classes}"
                 )
-            networks[Path(spec).stem if "/" in spec else spec] = network
+            name = Path(spec).stem if "/" in spec else spec
+            networks[spec if name in networks else name] = network
         return cls(networks)
+
+    def sha256(self) -> dict[str, str]:
+        """Hash of the weights of each."""
+        return {name: network.sha256() for name, network in self._networks.items()}
 
     @contextmanager
     def on(self, device: str) -> Iterator[None]:
         """Hold the networks frozen on `device` while the block lasts."""
         with ExitStack() as stack:
             for network in self._networks.values():
-                stack.enter_context(frozen(network.module.to(device)))
+                stack.enter_context(on_device(network.module, device))
             self._device = device
             yield
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from dreamkd import models
+from dreamkd.config import DistillConfig, merge
 from dreamkd.distillation import Distillation, distill
-from dreamkd.errors import DataError, ModelError, Stopped
-from dreamkd.events import Event, Hint
+from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
+from dreamkd.events import Event, Hint, Progress
 from dreamkd.inversion import invert
-from tests.conftest import distill_config, invert_config
+from tests.conftest import PLAIN, distill_config, invert_config
 
 #: Files of a run that hold no times.
 FACTS = ("resolved.json", "manifest.jsonl", "student.safetensors", "contact-sheet.png")
@@ -24,6 +25,12 @@ def facts(folder: Path) -> dict[str, bytes]:
 
 def run(folder: Path, **given: object) -> Distillation:
     return distill(distill_config(out=str(folder), **given))
+
+
+def run_offline(folder: Path, **given: object) -> Distillation:
+    """Without the options of synthesis, which are refused beside --data."""
+    settings = {"teacher": "digits_resnet14", "student": "cifar_resnet8", "steps": 12}
+    return distill(merge(DistillConfig, {**PLAIN, **settings, "out": str(folder), **given}))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +68,8 @@ def test_the_student_loads_alone(whole: Path) -> None:
     assert student.module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
 
 
-# The run polls every image batch (4) and every look at the student: stops land in each phase.
-@pytest.mark.parametrize("polls", range(1, 9))
+# A run polls after every step: 2 of each of 4 image batches, 12 of the student, 12 on noise.
+@pytest.mark.parametrize("polls", [1, 3, 6, 9, 12, 14, 17, 20, 26, 32])
 def test_stopped_anywhere_it_continues_to_the_same_bytes(
     whole: Path, tmp_path: Path, polls: int
 ) -> None:
@@ -82,6 +89,17 @@ def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> N
     events: list[Event] = []
     distill(config, on_event=events.append)
     assert any("trained again" in event.text for event in events if isinstance(event, Hint))
+    assert facts(folder) == facts(whole)
+
+
+def test_a_lost_shard_of_the_first_bank_is_just_made_again(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = distill_config(out=str(folder), eval_data="sklearn:digits")
+    distill(config)
+    (folder / "shards" / "shard-000000.tar").unlink()
+    events: list[Event] = []
+    distill(config, on_event=events.append)
+    assert not any(event.phase == "student" for event in events if isinstance(event, Progress))
     assert facts(folder) == facts(whole)
 
 
@@ -112,15 +130,30 @@ def test_no_option_of_the_loop_is_without_effect(
 
 def test_offline_trains_on_shards_that_exist(tmp_path: Path) -> None:
     invert(invert_config(out=str(tmp_path / "images")))
-    result = run(tmp_path / "run", data=str(tmp_path / "images"))
+    result = run_offline(tmp_path / "run", data=str(tmp_path / "images"))
     assert result.images == 40
     assert result.data_free
     assert result.synthesis_seconds == 0
     assert result.noise_top1 is None
 
 
+def test_the_data_are_part_of_the_run(tmp_path: Path) -> None:
+    invert(invert_config(out=str(tmp_path / "images")))
+    run_offline(tmp_path / "run", data=str(tmp_path / "images"))
+    invert(invert_config(out=str(tmp_path / "images"), per_class=6))
+    with pytest.raises(RunError, match="made with data_pixels_sha256"):
+        run_offline(tmp_path / "run", data=str(tmp_path / "images"))
+
+
+def test_real_images_stay_real_inside_a_run_folder(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole)
+    assert not run_offline(tmp_path / "run", data="sklearn:digits:train").data_free
+
+
 def test_real_images_are_not_data_free(tmp_path: Path) -> None:
-    result = run(tmp_path / "run", data="sklearn:digits:train")
+    result = run_offline(tmp_path / "run", data="sklearn:digits:train")
     assert not result.data_free
     assert not models.load(result.student).card.data_free
 
@@ -139,4 +172,12 @@ def test_bad_input_creates_nothing(tmp_path: Path) -> None:
         run(tmp_path / "run", student="cifar_resnet9")
     with pytest.raises(DataError):
         run(tmp_path / "run", eval_data=str(tmp_path / "nothing"))
+    with pytest.raises(ModelError, match="alexnet does not run on images of 1x16x16"):
+        run(tmp_path / "run", student="alexnet")
+    with pytest.raises(ConfigError, match="--noise-baseline: is measured on --eval-data"):
+        run(tmp_path / "run", noise_baseline="on")
+    with pytest.raises(ConfigError, match="--image-steps has no effect with --data"):
+        run(tmp_path / "run", data="sklearn:digits:train")
+    with pytest.raises(ConfigError, match="--warmup: 900 must be below --steps 800"):
+        run(tmp_path / "run", warmup=900, steps="auto")
     assert not (tmp_path / "run").exists()

@@ -61,7 +61,7 @@ def test_another_folder_holds_the_same_bytes(whole: Path, tmp_path: Path) -> Non
 
 
 def test_a_stopped_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    folder, polls = tmp_path / "run", iter([False, True])
+    folder, polls = tmp_path / "run", iter([False] * 3 + [True])
     with pytest.raises(Stopped):
         invert(invert_config(out=str(folder)), should_stop=lambda: next(polls))
     assert [path.name for path in (folder / "shards").iterdir()] == ["shard-000000.tar"]
@@ -84,6 +84,38 @@ def test_a_damaged_shard_is_named_and_made_again(whole: Path, tmp_path: Path, da
     invert(invert_config(out=str(folder)), on_event=events.append)
     assert any("shard-000001.tar" in getattr(event, "text", "") for event in events)
     assert facts(folder) == facts(whole)
+
+
+def test_several_lost_shards_are_made_again_at_once(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    for path in (tmp_path / "run" / "shards").iterdir():
+        path.unlink()
+    run(tmp_path / "run")
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_a_kill_before_the_contact_sheet_is_made_up_for(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    (tmp_path / "run" / "contact-sheet.png").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "shards" / ".shard-000001.tar.99.part").write_bytes(b"torn")
+    run(tmp_path / "run")
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_deepdream_needs_no_statistics(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", method="deepdream")
+    settings = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]
+    assert settings["r_feature"] == "auto"  # has no effect
+    assert result.images == 40
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shard-000000.tar").write_text("precious")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["shards"]
 
 
 def test_a_finished_run_is_not_made_again(whole: Path) -> None:
@@ -136,7 +168,10 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
     ("given", "error", "message"),
     [
         ({"classes": "10"}, ConfigError, "'10' is not within 0-9"),
-        ({"classes": "3", "per_class": 1}, ConfigError, "at least 2 images"),
+        ({"classes": "3", "per_class": 1}, ConfigError, "a single image has no statistics"),
+        ({"classes": "3", "per_class": 3, "image_batch_size": 2}, ConfigError, "a single image"),
+        ({"method": "deepdream", "r_feature": 1}, ConfigError, "no effect with --method deepdream"),
+        ({"image_warmup": 3}, ConfigError, "--image-warmup: 3 is above --image-steps 2"),
         ({"model": "no_such_net"}, ModelError, "no_such_net"),
         ({"verifier": "no_such_net"}, ModelError, "no_such_net"),
         ({"device": "cuda:99"}, ConfigError, "--device: 'cuda:99' is not here"),

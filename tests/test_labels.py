@@ -53,6 +53,14 @@ def test_any_range_is_a_piece_of_the_same_layout() -> None:
         assert torch.equal(label_range(range(10), start, stop, seed=4), whole[start:stop])
 
 
+@pytest.mark.parametrize("count", [2, 7, 10, 260, 1000, 10000])
+@pytest.mark.parametrize("size", [3, 64, 100, 256])
+def test_a_plan_continued_is_the_plan(count: int, size: int) -> None:
+    plan = plan_batches(count, size)
+    for made in range(len(plan)):
+        assert plan_batches(count, size, made=plan[:made]) == plan
+
+
 @pytest.mark.parametrize(("count", "size"), [(260, 256), (1, 256), (256, 256), (1000, 64), (7, 3)])
 def test_batches_are_as_equal_as_possible(count: int, size: int) -> None:
     batches = plan_batches(count, size)

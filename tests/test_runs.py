@@ -104,7 +104,15 @@ def test_state_comes_back_to_the_bit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("resolved.json", "{"), ("resolved.json", "[]"), ("result.json", "x")]
+    ("name", "content"),
+    [
+        ("resolved.json", "{"),
+        ("resolved.json", "[]"),
+        ("resolved.json", "{}"),
+        ("result.json", "x"),
+        ("manifest.jsonl", "x\n"),
+        ("manifest.jsonl", "{}\n"),
+    ],
 )
 def test_a_damaged_file_is_named(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
@@ -144,4 +152,5 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
     with open_run(first) as run:
         run.finish({"images": 1})
     assert default_folder("invert", "a/t.pt", wish) == Path("runs/invert-t-2")
+    assert default_folder("distill", "t.pt", wish) == Path("runs/distill-t-1")
     assert default_folder("invert", "timm:x.y", wish) == Path("runs/invert-timm-x.y-1")

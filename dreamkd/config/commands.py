@@ -12,6 +12,7 @@ from dreamkd.errors import ConfigError
 _MODEL, _IMAGES, _LOSS = "Model", "Images", "Image loss"
 _STUDENT, _DATA, _RUN = "Student", "Data", "Run"
 _BY_PRESET = "by preset and input size"
+_MOST_IMAGES, _MOST_STEPS = 65_536, 10**9  # above, a slip of the hand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +127,20 @@ class ImageConfig:
         help="where every auto below comes from: ours, or the settings the authors released",
     )
     image_steps: int | str = option(
-        "auto", group=_IMAGES, minimum=1, auto=_BY_PRESET, help="optimisation steps per batch"
+        "auto",
+        group=_IMAGES,
+        minimum=1,
+        maximum=_MOST_STEPS,
+        auto=_BY_PRESET,
+        help="optimisation steps per batch",
     )
     image_batch_size: int | str = option(
-        "auto", group=_IMAGES, minimum=2, auto=_BY_PRESET, help="largest number of images per batch"
+        "auto",
+        group=_IMAGES,
+        minimum=2,
+        maximum=_MOST_IMAGES,
+        auto=_BY_PRESET,
+        help="largest number of images per batch",
     )
     image_lr: float | str = option(
         "auto", group=_IMAGES, above=0, auto=_BY_PRESET, help="Adam's rate, in normalised units"
@@ -154,7 +165,12 @@ class ImageConfig:
         help="steps in which the rate rises linearly",
     )
     jitter: int | str = option(
-        "auto", group=_IMAGES, minimum=0, auto=_BY_PRESET, help="largest shift per step, in pixels"
+        "auto",
+        group=_IMAGES,
+        minimum=0,
+        maximum=4096,
+        auto=_BY_PRESET,
+        help="largest shift per step, in pixels",
     )
     flip: str = option(
         "auto",
@@ -205,6 +221,16 @@ class ImageConfig:
         symbol="alpha_l2",
         help="weight of the norm",
     )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        warmup, steps = self.image_warmup, self.image_steps
+        if isinstance(warmup, int) and isinstance(steps, int) and warmup > steps:
+            raise ConfigError(f"--image-warmup: {warmup} is above --image-steps {steps}")
+
+    def idle(self) -> tuple[str, ...]:
+        """Options that have no effect with the others as they are."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,8 +305,9 @@ class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputCo
         10,
         group=_IMAGES,
         minimum=1,
+        maximum=_MOST_IMAGES,
         identity=False,
-        help="images of each class; raising it later keeps what is there",
+        help="images of each class; raising it later, with the same --out, keeps what is there",
     )
     verifier: tuple[str, ...] = option(
         (),
@@ -294,6 +321,11 @@ class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputCo
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(InvertConfig, self)
+        _refuse_idle(self, self.idle(), "--method deepdream")
+
+    def idle(self) -> tuple[str, ...]:
+        """Options that have no effect with the others as they are."""
+        return ("r_feature", "first_bn") if self.method == "deepdream" else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,11 +344,13 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     eval_data: str | None = option(
         None,
         group=_DATA,
+        identity=False,
         help="labelled images to measure teacher and student on; they train nothing",
     )
     noise_baseline: str = option(
         "auto",
         group=_DATA,
+        identity=False,
         choices=("auto", "on", "off"),
         help="train the same student on noise for the same steps; auto: with --eval-data, "
         "for inputs of up to 64 px",
@@ -325,6 +359,7 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
         "auto",
         group=_IMAGES,
         minimum=1,
+        maximum=_MOST_IMAGES,
         auto=_BY_PRESET,
         help="image batches before the competition begins",
     )
@@ -332,6 +367,7 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
         "auto",
         group=_IMAGES,
         minimum=0,
+        maximum=_MOST_IMAGES,
         auto=_BY_PRESET,
         help="further batches, each against the student of its time",
     )
@@ -346,9 +382,16 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
         1.0, group=_LOSS, above=0, symbol="tau_c", help="of both softmaxes in R_c; Eq. 8 has 1"
     )
     steps: int | str = option(
-        "auto", group=_STUDENT, minimum=1, auto=_BY_PRESET, help="student steps in all"
+        "auto",
+        group=_STUDENT,
+        minimum=1,
+        maximum=_MOST_STEPS,
+        auto=_BY_PRESET,
+        help="student steps in all",
     )
-    batch_size: int = option(128, group=_STUDENT, minimum=2, help="images per student step")
+    batch_size: int = option(
+        128, group=_STUDENT, minimum=2, maximum=_MOST_IMAGES, help="images per student step"
+    )
     lr: float = option(0.1, group=_STUDENT, above=0, help="SGD's peak rate, cosine to zero")
     momentum: float = option(
         0.9, group=_STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
@@ -376,9 +419,28 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(DistillConfig, self)
+        _refuse_idle(self, self.idle(), "--data")
+        if self.noise_baseline == "on" and not self.eval_data:
+            raise ConfigError("--noise-baseline: is measured on --eval-data, which is missing")
         warmup, steps = self.warmup, self.steps
         if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
             raise ConfigError(f"--warmup: {warmup} must be below --steps {steps}")
+
+    def idle(self) -> tuple[str, ...]:
+        """Options that have no effect with the others as they are: with --data, synthesis."""
+        if not self.data:
+            return ()
+        names = ImageConfig.__dataclass_fields__
+        loop = ("first_batches", "rounds", "competition", "competition_temperature")
+        return (*(name for name in names if name not in ("preset", "flip")), *loop)
+
+
+def _refuse_idle(instance: Any, names: tuple[str, ...], by: str) -> None:
+    """Refuse options that were given and have no effect."""
+    fields = type(instance).__dataclass_fields__
+    for name in names:
+        if getattr(instance, name) != fields[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect with {by}")
 
 
 def _check_bases(config: type, instance: Any) -> None:

@@ -66,8 +66,9 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
 def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     """Replace every `auto` of the images, and of a student's schedule, by its value.
 
-    The table gives `jitter` as a share of the image; here it becomes pixels, at least one.
-    Warm-ups are capped at a tenth of the image's steps and are a twentieth of the student's.
+    What has no effect stays `auto`. The table gives `jitter` as a share of the image; here it
+    becomes pixels, at least one. Warm-ups are at most a tenth of an image's steps, and a twentieth
+    of the student's.
     """
     channels, height, width = input_size
     side = min(height, width)
@@ -80,4 +81,5 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     chosen = values | {name: value for name, value in wanted.items() if value != "auto"}
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
     values["warmup"] = int(chosen["steps"]) // 20
-    return replace(config, **{k: v for k, v in values.items() if wanted.get(k) == "auto"})
+    open_ = {name for name, value in wanted.items() if value == "auto"} - set(config.idle())
+    return replace(config, **{k: v for k, v in values.items() if k in open_})

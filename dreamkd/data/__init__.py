@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,7 +22,20 @@ from dreamkd.data.pictures import FORMS, Pictures
 from dreamkd.data.preprocessing import Preprocessing, preprocess
 from dreamkd.errors import DataError
 
-__all__ = ["FORMS", "ImageSet", "Preprocessing", "batches", "open_images", "preprocess", "stack"]
+if TYPE_CHECKING:
+    from dreamkd.models import Card
+
+__all__ = [
+    "FORMS",
+    "ImageSet",
+    "Preprocessing",
+    "batches",
+    "check_classes",
+    "check_labels",
+    "open_images",
+    "preprocess",
+    "stack",
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,41 @@ def stack(image_set: ImageSet, indices: range | None = None) -> tuple[Tensor, Te
     chosen = range(len(image_set)) if indices is None else indices
     images, labels = zip(*(image_set[index] for index in chosen), strict=True)
     return torch.stack(images), torch.tensor(labels)
+
+
+def check_classes(image_set: ImageSet, card: Card) -> None:
+    """Refuse data whose classes are not the network's.
+
+    Raises:
+        DataError: another number of classes, or the same names in another order.
+    """
+    names = image_set.class_names
+    if names and len(names) != card.num_classes:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise DataError(
+            f"{image_set.source} has {len(names)} classes ({shown}), but {card.architecture} has "
+            f"{card.num_classes}"
+        )
+    if names != card.class_names and sorted(names) == sorted(card.class_names):
+        raise DataError(
+            f"{image_set.source} numbers its classes {', '.join(names[:5])}, ... and "
+            f"{card.architecture} {', '.join(card.class_names[:5])}, ...; rename the class folders "
+            "so that their alphabetical order is the network's"
+        )
+
+
+def check_labels(labels: Tensor, card: Card, image_set: ImageSet) -> None:
+    """Refuse labels, on the CPU, that the network has no class for.
+
+    Raises:
+        DataError: a label is negative or too large.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= card.num_classes:
+        raise DataError(
+            f"{image_set.source} holds label {low if low < 0 else high}, but {card.architecture} "
+            f"has classes 0 to {card.num_classes - 1}"
+        )
 
 
 OPENERS = {"torchvision": open_torchvision, "sklearn": open_sklearn}

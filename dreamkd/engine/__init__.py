@@ -1,8 +1,8 @@
 """What every loop shares: where it computes, at which rate, behind which guards."""
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
-from dreamkd.engine.guards import check_finite
-from dreamkd.engine.modules import frozen, normalise, to_uint8, twin
+from dreamkd.engine.guards import check_finite, enough_memory
+from dreamkd.engine.modules import frozen, normalise, on_device, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
 
@@ -10,8 +10,10 @@ __all__ = [
     "Runtime",
     "check_finite",
     "compile_step",
+    "enough_memory",
     "frozen",
     "normalise",
+    "on_device",
     "rate",
     "to_uint8",
     "twin",

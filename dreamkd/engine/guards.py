@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from dreamkd.errors import DivergedError
+import torch
+
+from dreamkd.errors import DivergedError, RunError
+
+
+@contextmanager
+def enough_memory(option: str) -> Iterator[None]:
+    """Name the option that makes the work smaller when the device runs out of memory.
+
+    Raises: RunError: it did.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the device ran out of memory; what was finished is kept: lower {option}"
+        ) from error
 
 
 def check_finite(terms: Mapping[str, float], *, where: str) -> None:

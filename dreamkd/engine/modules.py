@@ -28,8 +28,19 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(learned)
 
 
+@contextmanager
+def on_device(model: nn.Module, device: str | torch.device) -> Iterator[nn.Module]:
+    """Frozen on `device` while the block lasts; brought home and thawed after it."""
+    home = next((parameter.device for parameter in model.parameters()), torch.device(device))
+    with frozen(model):
+        try:
+            yield model.to(device)
+        finally:
+            model.to(home)
+
+
 def twin(model: nn.Module) -> nn.Module:
-    """A second module over the same tensors: hooks and modes of one do not touch the other."""
+    """A second module over the same tensors: hooks and training flags of one leave the other be."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, dict(shared))
 

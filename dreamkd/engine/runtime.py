@@ -49,6 +49,11 @@ class Runtime:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, _DTYPES[self.precision])
 
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the loss in the backward pass: small gradients of float16 would become 0."""
+        return 1024.0 if self.precision == "fp16" else 1.0
+
     def settings(self) -> dict[str, Any]:
         """Field -> value, for the record."""
         return asdict(self)
@@ -81,7 +86,7 @@ def _device(wanted: str) -> str:
 def _precision(wanted: str, device: str) -> str:
     cpu = device == "cpu"
     if wanted == "auto":
-        has_bf16 = _cpu_has_bf16() if cpu else torch.cuda.is_bf16_supported()
+        has_bf16 = _cpu_has_bf16() if cpu else _gpu_has_bf16(device)
         return "bf16" if has_bf16 else "fp32"
     if cpu and wanted == "fp16":
         raise ConfigError("--precision: fp16 is for CUDA; on the CPU use bf16 or fp32")
@@ -93,6 +98,11 @@ def _cpu_has_bf16() -> bool:
     flags = torch.backends.cpu.get_cpu_capability()
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return flags.startswith("AVX512") and bool(probe is not None and probe())
+
+
+def _gpu_has_bf16(device: str) -> bool:
+    """Whether the GPU multiplies bfloat16 in hardware: compute capability 8 and later."""
+    return torch.cuda.get_device_capability(torch.device(device))[0] >= 8
 
 
 def _threads(wanted: int | str) -> int:
