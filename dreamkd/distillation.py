@@ -192,8 +192,8 @@ def _is_synthetic(spec: str) -> bool:
     `open_images` has checked the shards against the run's manifest.
     """
     path = Path(spec)
-    folder = path if (path / "shards").is_dir() else path.parent
-    folder = folder.parent if folder.name == "shards" else folder
+    inside = path if path.name == "shards" else path.parent  # the folder, a tar or a glob in it
+    folder = inside.parent if inside.name == "shards" else path
     try:
         resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
         return (folder / "shards").is_dir() and not resolved["config"].get("data")

@@ -19,9 +19,9 @@ SIZES = (32, 64)
 #: preset -> field -> (below 32 px, 32 to 63 px, from 64 px)
 PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "fast": {
-        "image_steps": (100, 400, 600),
+        "image_steps": (100, 300, 600),
         "image_batch_size": (128, 256, 64),
-        "image_lr": (0.1, 0.1, 0.25),
+        "image_lr": (0.1, 0.25, 0.25),
         "image_beta1": (0.5, 0.5, 0.5),
         "image_beta2": (0.9, 0.9, 0.9),
         "image_schedule": ("cosine", "cosine", "cosine"),
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "flip": ("on", "on", "on"),
         "clip": ("on", "on", "on"),
         "ce": (1.0, 1.0, 1.0),
-        "r_feature": (1.0, 1.0, 0.01),
+        "r_feature": (1.0, 0.003, 0.01),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (0.0, 0.0, 1e-3),

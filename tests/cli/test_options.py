@@ -217,7 +217,7 @@ def test_flag_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
     ("name", "content", "line"),
     [
         ("a.toml", "per_clas = 3", "unknown setting 'per_clas' (did you mean 'per_class'?)"),
-        ("a.toml", "per_class = 0", "--per-class: 0 is out of range; legal: >=1"),
+        ("a.toml", "per_class = 0", "--per-class: 0 is out of range; legal: 1..65536"),
         ("a.toml", "per_class = true", "--per-class: True is not a whole number"),
         ("a.toml", "per_class = ", "--config a.toml: not valid TOML or JSON"),
         ("a.json", "[1]", "--config a.json: expected a table of settings"),
