@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "r_feature": (1.0, 0.003, 0.01),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
-        "tv_l2": (0.0, 0.0, 1e-3),
+        "tv_l2": (0.0, 1e-3, 1e-3),
         "l2": (0.0, 0.0, 0.0),
         "first_batches": (4, 8, 16),
         "rounds": (4, 32, 112),
