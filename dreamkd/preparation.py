@@ -11,7 +11,7 @@ import torch
 
 from dreamkd import batchnorm
 from dreamkd.config import DistillConfig, InvertConfig, OutputConfig, merge, settle
-from dreamkd.engine import Runtime, worth_compiling
+from dreamkd.engine import Runtime, twin, worth_compiling
 from dreamkd.errors import ModelError
 from dreamkd.models import Classifier
 from dreamkd.runs import Run, requested_settings, versions
@@ -86,9 +86,11 @@ def try_out(classifier: Classifier, *, training: bool = False) -> None:
     size = "x".join(map(str, card.input_size))
     if card.input_size[0] not in (1, 3):
         raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
+    # In evaluation mode nothing changes, so that a large teacher need not be copied.
+    probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
     try:
         with torch.no_grad():
-            copy.deepcopy(classifier.module).train(training)(torch.zeros(2, *card.input_size))
+            probe.train(training)(torch.zeros(2, *card.input_size))
     except Exception as error:  # whatever an operation says of a shape it cannot take
         raise ModelError(
             f"{card.architecture} does not run on images of {size}: {error}; choose another network"
