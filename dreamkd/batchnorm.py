@@ -60,13 +60,28 @@ class Call(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Statistics(NamedTuple):
-    """Batch statistics at the input of one layer beside the stored ones, each (C,), float32."""
+class Moments(NamedTuple):
+    """What flows into one layer, about its running mean m, beside the stored statistics; each (C,).
 
-    mean: Tensor
-    var: Tensor  # biased
+        offset = E[x - m],  square = E[(x - m)^2]
+
+    Both are means over images and positions: those of a batch are the weighted means of its parts.
+    """
+
+    offset: Tensor
+    square: Tensor
     running_mean: Tensor
     running_var: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] = offset + m."""
+        return self.offset + self.running_mean
+
+    @property
+    def var(self) -> Tensor:
+        """Biased variance, square - offset^2, never below 0."""
+        return (self.square - self.offset.square()).clamp_min(0)
 
 
 def layers(model: nn.Module) -> list[Layer]:
@@ -100,20 +115,19 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
     return calls
 
 
-def statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Statistics:
-    """Mean and biased variance per channel of `x` (B, C, ...), in one pass over the data.
-
-        mean = E[x],  var = E[(x - m)^2] - (E[x] - m)^2,  m = running_mean
+def moments(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Moments:
+    """First and second moment per channel of `x` (B, C, ...), in one pass over the data.
 
     The shift by m keeps float32 exact where the mean is many standard deviations from zero; `x` may
     be of lower precision and is never copied to float32 once compiled.
+
+    Returns: float32; float64 of float64.
     """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, var = running_mean.to(dtype), running_var.to(dtype)
     dims = [d for d in range(x.ndim) if d != 1]
-    shift = running_mean.float().view(-1, *[1] * (x.ndim - 2))
-    centred = x.float() - shift
-    offset = centred.mean(dims)
-    var = (centred.square().mean(dims) - offset.square()).clamp_min(0)
-    return Statistics(offset + running_mean.float(), var, running_mean.float(), running_var.float())
+    centred = x.to(dtype) - mean.view(-1, *[1] * (x.ndim - 2))
+    return Moments(centred.mean(dims), centred.square().mean(dims), mean, var)
 
 
 #: How the description of dead channels begins.
@@ -162,19 +176,19 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
 
 
 class Watch:
-    """Collects one `Statistics` per batch-norm call since the last `take`."""
+    """Collects one `Moments` per batch-norm call since the last `take`."""
 
     def __init__(self) -> None:
-        self._calls: list[Statistics] = []
+        self._calls: list[Moments] = []
 
-    def take(self) -> list[Statistics]:
-        """The statistics since the last `take`, in execution order; empties the list."""
+    def take(self) -> list[Moments]:
+        """The moments since the last `take`, in execution order; empties the list."""
         calls, self._calls = self._calls, []
         return calls
 
     def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         mean, var = module.running_mean, module.running_var
-        self._calls.append(statistics(args[0], mean, var))  # type: ignore[arg-type]
+        self._calls.append(moments(args[0], mean, var))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -186,7 +200,7 @@ def watch(model: nn.Module) -> Iterator[Watch]:
 
         with watch(model) as watched:
             logits = model(inputs)
-            stats = watched.take()
+            entries = watched.take()
     """
     watched = Watch()
     handles = []

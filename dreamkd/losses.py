@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamkd.batchnorm import Statistics
+from dreamkd.batchnorm import Moments
 from dreamkd.errors import NoBatchNormError
 
 
@@ -26,7 +26,7 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def r_feature(stats: Sequence[Statistics], *, first_scale: float = 1.0) -> Tensor:
+def r_feature(stats: Sequence[Moments], *, first_scale: float = 1.0) -> Tensor:
     """R_feature: distance between batch and running statistics (seed Eq. 4-6).
 
         sum_l ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
@@ -34,7 +34,7 @@ def r_feature(stats: Sequence[Statistics], *, first_scale: float = 1.0) -> Tenso
     The seed prints sigma in Eq. 4 where its text and Eq. 6 mean the variance, used here.
 
     Args:
-        stats: one entry per batch-norm call, (C_l,), float32, biased variance.
+        stats: one entry per batch-norm call, (C_l,), float32.
         first_scale: multiplier of the first executed layer: 1 in the paper, 10 as released.
     Returns: scalar >= 0, with a finite gradient also where the statistics agree.
     Raises: NoBatchNormError: stats is empty.
@@ -44,8 +44,7 @@ def r_feature(stats: Sequence[Statistics], *, first_scale: float = 1.0) -> Tenso
     # vector_norm has a zero gradient at zero, where the square root of a sum has none.
     norms = torch.stack(
         [
-            torch.linalg.vector_norm(s.mean - s.running_mean)
-            + torch.linalg.vector_norm(s.var - s.running_var)
+            torch.linalg.vector_norm(s.offset) + torch.linalg.vector_norm(s.var - s.running_var)
             for s in stats
         ]
     )

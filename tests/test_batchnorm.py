@@ -7,7 +7,7 @@ import torchvision.ops
 from torch import Tensor, nn
 
 from dreamkd import batchnorm
-from dreamkd.batchnorm import statistics, watch
+from dreamkd.batchnorm import moments, watch
 from dreamkd.errors import NoBatchNormError
 
 KINDS = {
@@ -106,7 +106,7 @@ def test_one_pass_statistics_at_large_offsets(dtype: torch.dtype, offset: float)
     x = (offset + torch.randn(64, 3, 16, 16, generator=generator)).to(dtype)
     exact = x.double().transpose(0, 1).flatten(1)
     mean = torch.full((3,), offset + 0.5)
-    stats = statistics(x, mean, torch.ones(3))
+    stats = moments(x, mean, torch.ones(3))
     assert torch.allclose(stats.mean.double(), exact.mean(1), rtol=1e-4, atol=1e-4)
     assert torch.allclose(stats.var.double(), exact.var(1, correction=0), rtol=1e-4)
 
@@ -115,11 +115,21 @@ def test_statistics_have_the_gradient_of_the_plain_formula() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(6, 3, 4, 4, generator=generator).requires_grad_()
     weight = torch.randn(2, 3, generator=generator)
-    fast = statistics(x, torch.randn(3, generator=generator), torch.ones(3))
+    fast = moments(x, torch.randn(3, generator=generator), torch.ones(3))
     (got,) = torch.autograd.grad((weight[0] * fast.mean + weight[1] * fast.var).sum(), x)
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     (wanted,) = torch.autograd.grad((weight[0] * mean + weight[1] * var).sum(), x)
     assert torch.allclose(got, wanted, atol=1e-7)
+
+
+def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = 5 + torch.randn(10, 3, 4, 4, generator=generator, dtype=torch.float64)
+    mean, var = torch.full((3,), 4.0), torch.ones(3)
+    whole, parts = moments(x, mean, var), [moments(part, mean, var) for part in x.split([4, 6])]
+    for field in ("offset", "square"):
+        first, second = (getattr(part, field) for part in parts)
+        assert torch.allclose(0.4 * first + 0.6 * second, getattr(whole, field))
 
 
 def with_statistics(mean: list[float], var: list[float]) -> nn.Module:

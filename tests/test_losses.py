@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from dreamkd import losses
-from dreamkd.batchnorm import Statistics, statistics
+from dreamkd.batchnorm import Moments, moments
 from dreamkd.errors import NoBatchNormError
 
 
-def stats_of(values: list[list[float]], mean: float, var: float) -> Statistics:
+def stats_of(values: list[list[float]], mean: float, var: float) -> Moments:
     x = torch.tensor(values).view(-1, 1, 1, 1)
-    return statistics(x, torch.tensor([mean]), torch.tensor([var]))
+    return moments(x, torch.tensor([mean]), torch.tensor([var]))
 
 
 def test_r_feature_by_hand() -> None:
@@ -26,7 +26,7 @@ def test_r_feature_by_hand() -> None:
 
 def test_r_feature_has_a_finite_gradient_at_the_optimum() -> None:
     x = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).requires_grad_()
-    optimum = statistics(x, torch.ones(1), torch.ones(1))
+    optimum = moments(x, torch.ones(1), torch.ones(1))
     losses.r_feature([optimum]).backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros_like(x))
@@ -119,9 +119,7 @@ def test_classification_is_the_mean_over_images() -> None:
 
 def r_feature_of(x: Tensor) -> Tensor:
     mean, var = torch.tensor([0.3, -0.2], dtype=x.dtype), torch.tensor([1.5, 0.5], dtype=x.dtype)
-    dims = (0, 2, 3)
-    entry = Statistics(x.mean(dims), x.var(dims, correction=0), mean, var)
-    return losses.r_feature([entry], first_scale=2)
+    return losses.r_feature([moments(x, mean, var)], first_scale=2)
 
 
 @pytest.mark.parametrize(
