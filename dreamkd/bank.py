@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkd import contactsheet, shards
+from dreamkd import contactsheet, samples, shards
 from dreamkd.errors import DataError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.runs import Run
@@ -63,9 +63,9 @@ class Bank:
 
     def read(self, k: int) -> tuple[Tensor, Tensor]:
         """Batch `k`: uint8 (B, C, H, W) and int64 (B,)."""
-        samples = list(shards.read(self._path(k)))
-        images = torch.stack([shards.decode(sample.png, name=sample.key) for sample in samples])
-        return images, torch.tensor([sample.label for sample in samples])
+        stored = list(shards.read(self._path(k)))
+        images = torch.stack([samples.decode(sample.png, name=sample.key) for sample in stored])
+        return images, torch.tensor([sample.label for sample in stored])
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -96,5 +96,5 @@ class Bank:
         return self._run.shards / f"shard-{k:06d}.tar"
 
 
-def _shard(line: Mapping[str, Any]) -> shards.Shard:
-    return shards.Shard(line["shard"], line["count"], line["sha256"], line["pixels_sha256"])
+def _shard(line: Mapping[str, Any]) -> samples.Shard:
+    return samples.Shard(line["shard"], line["count"], line["sha256"], line["pixels_sha256"])

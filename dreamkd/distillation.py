@@ -24,7 +24,7 @@ from dreamkd.models import Classifier
 from dreamkd.preparation import prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.shards import pixels_sha256
+from dreamkd.samples import pixels_sha256
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64

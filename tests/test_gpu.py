@@ -8,7 +8,7 @@ import torch
 from dreamkd import models
 from dreamkd.distillation import distill
 from dreamkd.inversion import invert
-from dreamkd.shards import read_manifest
+from dreamkd.samples import read_manifest
 from tests.conftest import distill_config, invert_config
 
 pytestmark = [

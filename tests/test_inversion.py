@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import shards
+from dreamkd import samples, shards
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
 from dreamkd.events import Event, Progress
@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_a_folder_of_shards_that_its_manifest_vouches_for(whole: Path) -> None:
-    lines = shards.read_manifest(whole / "manifest.jsonl")
+    lines = samples.read_manifest(whole / "manifest.jsonl")
     assert sorted(lines) == ["shard-000000.tar", "shard-000001.tar"]
     labels = []
     for name, shard in lines.items():
@@ -160,8 +160,8 @@ def test_verifiers_are_recorded_live_and_in_the_end(tmp_path: Path) -> None:
 
 def test_only_the_classes_asked_for(tmp_path: Path) -> None:
     run(tmp_path / "run", classes="3,7-8", per_class=2)
-    samples = list(shards.read(tmp_path / "run" / "shards" / "shard-000000.tar"))
-    assert sorted(sample.label for sample in samples) == [3, 3, 7, 7, 8, 8]
+    found = list(shards.read(tmp_path / "run" / "shards" / "shard-000000.tar"))
+    assert sorted(sample.label for sample in found) == [3, 3, 7, 7, 8, 8]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from dreamkd import shards
+from dreamkd import samples, shards
 from dreamkd.data.pictures import FORMS, Entry, PictureFiles, read
 from dreamkd.errors import DataError
 from dreamkd.tars import Member, members
@@ -120,14 +120,14 @@ def _check_manifests(tars: Sequence[Path]) -> str:
     Raises:
         DataError: a tar is not the one that the manifest lists.
     """
-    manifests: dict[Path, dict[str, shards.Shard]] = {}
+    manifests: dict[Path, dict[str, samples.Shard]] = {}
     for tar in tars:
         run = tar.parent.parent if tar.parent.name == "shards" else tar.parent
         path = run / "manifest.jsonl"
         if not path.is_file():
             continue
         if path not in manifests:
-            manifests[path] = shards.read_manifest(path)
+            manifests[path] = samples.read_manifest(path)
         if tar.name not in manifests[path]:
             raise DataError(
                 f"{tar} is not in {path}; if the run was interrupted, run the same command again"
