@@ -29,6 +29,9 @@ from dreamkd.samples import pixels_sha256
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64
 
+#: Folders in which a run keeps its images, by format.
+_LAYOUTS = (("shards",), ("images", "records"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
@@ -187,16 +190,19 @@ def _read(spec: str | None, teacher: Classifier, *, crop_pct: float) -> Labelled
 
 
 def _is_synthetic(spec: str) -> bool:
-    """Whether `spec` is a run folder, or shards in one, whose images dreamkd synthesised.
+    """Whether `spec` is a run folder, or images in one, that dreamkd synthesised.
 
-    `open_images` has checked the shards against the run's manifest.
+    `open_images` has checked the images against the run's manifest.
     """
     path = Path(spec)
-    inside = path if path.name == "shards" else path.parent  # the folder, a tar or a glob in it
-    folder = inside.parent if inside.name == "shards" else path
+    inside = path if path.name in ("shards", "images") else path.parent  # also a tar or a glob
+    folder = inside.parent if inside.name == "shards" or path.name == "images" else path
+    # Without records/, a folder called images/ is read as anyone's class folders.
+    layouts = _LAYOUTS[1:] if path.name == "images" else _LAYOUTS
     try:
         resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
-        return (folder / "shards").is_dir() and not resolved["config"].get("data")
+        kept = any(all((folder / part).is_dir() for part in parts) for parts in layouts)
+        return kept and not resolved["config"].get("data")
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dreamkd.errors import RunError
@@ -16,20 +18,50 @@ def write_atomically(path: Path, data: bytes) -> None:
         RunError: the disk is full, the folder is read-only or missing, or a size limit was hit;
             the old content of `path` is untouched.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_all({path: data})
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files, each as `write_atomically` does; a folder of many is synced once.
+
+    Raises:
+        RunError: as there; some files may be new already, none is torn.
+    """
+    path, parts = Path(), {}
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)
+        for path, data in files.items():
+            parts[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
+            with open(parts[path], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            os.replace(part, path)
+        for path in {path.parent for path in parts}:
+            sync_folder(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; free some room or choose "
             "another --out, then run the same command again"
         ) from error
+
+
+def make_folders(*folders: Path) -> None:
+    """Make folders inside existing ones, durably; those that are there stay as they are.
+
+    Raises:
+        RunError: one cannot be made.
+    """
+    try:
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        for parent in {folder.parent for folder in folders}:
+            sync_folder(parent)
+    except OSError as error:
+        raise RunError(f"cannot make {folder}: {error.strerror or error}") from error
 
 
 def sync_folder(folder: Path) -> None:

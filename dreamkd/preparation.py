@@ -45,7 +45,6 @@ def prepare(
         assert run.resolved is not None
         decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
         config = merge(type(config), {**_all(config), **decided})
-        run.shards.mkdir(exist_ok=True)
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
     config = replace(settled(config, teacher), **runtime.settings())

@@ -2,7 +2,7 @@
 
 resolved.json    what the run is: every setting decided, the teacher's hash, versions
 manifest.jsonl   one line per finished shard; what another run would write again, byte for byte
-shards/          the images
+shards/          the images; or images/ and records/
 state-*.safetensors   a network in training, for resuming
 result.json      the outcome, once finished
 events.jsonl, progress.json, env.json   times, host, progress: never compared
@@ -48,11 +48,6 @@ class Run:
         self.lines = _read_lines(folder / "manifest.jsonl")
         self._last_progress = 0.0
 
-    @property
-    def shards(self) -> Path:
-        """Folder of the shards."""
-        return self.folder / "shards"
-
     def resume(self, requested: Mapping[str, Any]) -> bool:
         """Whether the folder holds this very run; False if it is new.
 
@@ -78,8 +73,6 @@ class Run:
 
     def settle(self, resolved: Mapping[str, Any]) -> None:
         """Write the run's identity."""
-        self.shards.mkdir(exist_ok=True)  # before the identity: a run that has one has both
-        sync_folder(self.folder)
         write_atomically(self.folder / "resolved.json", _pretty(resolved))
         self.resolved = dict(resolved)
         environment = {
@@ -204,9 +197,8 @@ def _refuse_foreign(folder: Path) -> None:
     """Raises: RunError: files lie in the folder, and no run of ours."""
     if (folder / "resolved.json").exists():
         return
-    ours = {".lock", "shards", "env.json"}
+    ours = {".lock", "env.json"}
     found = [p.name for p in folder.iterdir() if p.name not in ours and p.suffix != ".part"]
-    found += [p.name for p in (folder / "shards").glob("*") if p.suffix != ".part"]
     if found:
         raise RunError(
             f"--out {folder} is not empty and holds no run ({found[0]}); choose another folder"
@@ -215,8 +207,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _remove_torn(folder: Path) -> None:
     """Remove what a killed process had not finished writing."""
-    for part in (*folder.glob(".*.part"), *folder.glob("shards/.*.part")):
-        part.unlink()
+    for pattern in (".*.part", "*/.*.part", "images/*/.*.part"):
+        for part in folder.glob(pattern):
+            part.unlink()
 
 
 def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Path:

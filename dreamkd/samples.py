@@ -158,6 +158,21 @@ def read_manifest(path: Path) -> dict[str, Shard]:
     return shards
 
 
+def numbered(listed: Mapping[str, Shard], names: re.Pattern[str]) -> list[tuple[int, Shard]]:
+    """The shards of a manifest with the numbers of their batches, in order.
+
+    Raises:
+        DataError: one is not called as `names`, whose group is the number, wants it.
+    """
+    found = []
+    for name, shard in listed.items():
+        match = names.fullmatch(name)
+        if match is None:
+            raise DataError(f"the manifest lists {name!r} beside the batches of a run")
+        found.append((int(match[1]), shard))
+    return sorted(found, key=lambda pair: pair[0])
+
+
 def encode(image: Tensor) -> bytes:
     """PNG of one uint8 image (C, H, W), grey for C = 1 and RGB for C = 3."""
     pixels = image.permute(1, 2, 0).squeeze(2) if len(image) == 1 else image.permute(1, 2, 0)

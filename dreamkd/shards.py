@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from dreamkd.errors import DataError
-from dreamkd.files import sha256_file, write_atomically
+from dreamkd.files import make_folders, sha256_file, write_atomically
 from dreamkd.samples import (
     KEY,
     LABEL_DIGITS,
@@ -108,6 +108,40 @@ def verify(path: Path, shard: Shard) -> None:
     if sha256_file(path) == shard.sha256:
         return
     raise difference(path.name, read(path), shard)
+
+
+class Tars:
+    """`--format shards`: batch k of a run is the tar `shards/shard-NNNNNN.tar`."""
+
+    names = re.compile(r"shard-([0-9]{6,9})\.tar")
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "shards"
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises: RunError: it cannot be made.
+        """
+        make_folders(self.folder)
+
+    def path(self, k: int) -> Path:
+        """The tar of batch `k`."""
+        return self.folder / f"shard-{k:06d}.tar"
+
+    def write(
+        self, k: int, images: Tensor, labels: Sequence[int], records: Sequence[Mapping[str, Any]]
+    ) -> Shard:
+        """`write` batch `k`."""
+        return write(self.path(k), images, labels, records)
+
+    def verify(self, k: int, shard: Shard) -> None:
+        """`verify` batch `k` against its manifest line."""
+        verify(self.path(k), shard)
+
+    def read(self, k: int) -> Iterator[Sample]:
+        """`read` batch `k`."""
+        return read(self.path(k))
 
 
 def _check_layout(file: BinaryIO, name: str, found: Sequence[Member]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures on disk: ImageFolder directories, tars of class folders, WebDataset tars, our shards."""
+"""Pictures on disk: ImageFolder directories, tars of class folders, WebDataset tars, our runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from dreamkd import samples, shards
 from dreamkd.data.pictures import FORMS, Entry, PictureFiles, read
 from dreamkd.errors import DataError
+from dreamkd.imagefolder import Folders
 from dreamkd.tars import Member, members
 
 #: Endings that make a file a picture, lower case.
@@ -28,6 +29,9 @@ def open_path(spec: str) -> PictureFiles:
     """
     path = Path(spec)
     if path.is_dir():
+        run = path.parent if path.name == "images" else path
+        if (run / "images").is_dir() and (run / "records").is_dir():
+            return _open_run_of_folders(run)
         # `dreamkd invert` puts its tars into shards/ of the run folder
         inside = path / "shards" if (path / "shards").is_dir() else path
         tars = sorted(inside.glob("*.tar"))
@@ -56,6 +60,35 @@ def _open_image_folder(root: Path) -> PictureFiles:
         entries += [Entry(path, 0, path.stat().st_size, label, "") for path in found]
     source = f"{root}: {len(entries)} pictures in {len(classes)} class folders"
     return PictureFiles(entries, source=source, class_names=classes)
+
+
+def _open_run_of_folders(run: Path) -> PictureFiles:
+    """The images of `dreamkd invert --format folder`, with the labels of their records.
+
+    A run of some of a network's classes has folders of these alone, so that their alphabetical
+    order does not say the label.
+
+    Raises:
+        DataError: an image is not as the manifest says, or is none of the run's.
+    """
+    files, path = Folders(run), run / "manifest.jsonl"
+    listed = samples.read_manifest(path) if path.is_file() else {}
+    if not listed:
+        raise DataError(f"{run} holds no images yet; run the command that makes them again")
+    for found in sorted(files.records.glob("[!.]*")):
+        if found.name not in listed:
+            raise DataError(
+                f"{found} is not in {path}; if the run was interrupted, run the same command again"
+            )
+    entries = []
+    for k, shard in samples.numbered(listed, files.names):
+        files.verify(k, shard)
+        entries += [Entry(p.path, 0, p.path.stat().st_size, p.label, "") for p in files.pictures(k)]
+    foreign = set(_picture_files(files.images)) - {entry.path for entry in entries}
+    if foreign:
+        raise DataError(f"{min(foreign)} is no image of the run in {run}; remove it")
+    source = f"{run}: {len(entries)} pictures of a run, equal to the manifest"
+    return PictureFiles(entries, source=source, class_names=())
 
 
 def _picture_files(folder: Path) -> list[Path]:

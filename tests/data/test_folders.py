@@ -19,6 +19,7 @@ from dreamkd import samples, shards
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.data import preprocessing as preprocessing_module
 from dreamkd.errors import DataError
+from dreamkd.imagefolder import Folders
 
 GREY = Preprocessing(input_size=(1, 4, 4))
 RGB = Preprocessing(input_size=(3, 4, 4))
@@ -155,6 +156,43 @@ def test_a_shard_that_differs_from_the_manifest_is_refused(tmp_path):
         open_images(str(tmp_path), preprocessing=GREY)
     second.rename(second.with_name("shard-00002.tar"))
     with pytest.raises(DataError, match=r"shard-00002\.tar is not in .*run the same command"):
+        open_images(str(tmp_path), preprocessing=GREY)
+
+
+def write_run_of_folders(folder: Path) -> Folders:
+    """Classes 1 and 3 of four, two images each."""
+    files = Folders(folder, ["a", "b", "c", "d"])
+    files.prepare()
+    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    shard = files.write(0, images, labels=[3, 1, 1, 3], records=[{"key": str(i)} for i in range(4)])
+    (folder / "manifest.jsonl").write_text(json.dumps(shard.to_json()) + "\n")
+    return files
+
+
+def test_a_run_of_class_folders_has_the_labels_of_its_records(tmp_path):
+    write_run_of_folders(tmp_path)
+    for spec in (tmp_path, tmp_path / "images"):
+        assert values(spec) == [(0, 3), (1, 1), (2, 1), (3, 3)]
+        images = open_images(str(spec), preprocessing=GREY)
+        assert images.source == f"{tmp_path}: 4 pictures of a run, equal to the manifest"
+        assert images.class_names == ()
+
+
+def test_a_run_of_class_folders_is_checked_against_its_manifest(tmp_path):
+    files = write_run_of_folders(tmp_path)
+    foreign = files.images / "b" / "more.jpeg"
+    foreign.write_bytes(constant(9))
+    with pytest.raises(DataError, match=r"b/more\.jpeg is no image of the run in .*; remove it"):
+        open_images(str(tmp_path), preprocessing=GREY)
+    foreign.rename(files.images / "b" / "2.png")
+    with pytest.raises(DataError, match=r"b/2\.png is not the file that the manifest recorded"):
+        open_images(str(tmp_path / "images"), preprocessing=GREY)
+    write_run_of_folders(tmp_path)
+    files.path(1).write_bytes(files.path(0).read_bytes())
+    with pytest.raises(DataError, match=r"batch-000001\.jsonl is not in .*run the same command"):
+        open_images(str(tmp_path), preprocessing=GREY)
+    (tmp_path / "manifest.jsonl").unlink()
+    with pytest.raises(DataError, match="holds no images yet"):
         open_images(str(tmp_path), preprocessing=GREY)
 
 
