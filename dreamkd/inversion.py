@@ -20,6 +20,7 @@ from dreamkd.config import InvertConfig
 from dreamkd.engine import Runtime, enough_memory
 from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
+from dreamkd.formats import FORMATS
 from dreamkd.labels import label_range, parse_classes, plan_batches
 from dreamkd.preparation import prepare, settled, try_out
 from dreamkd.randomness import generator_for
@@ -90,7 +91,9 @@ def invert(
         )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
-        bank = Bank(run, on_event=on_event)
+        names = card.class_names or [str(label) for label in range(card.num_classes)]
+        files = FORMATS[config.format](folder, names)
+        bank = Bank(run, files=files, on_event=on_event)
         plan = _deal(count, config, made=bank.lines)
         missing = [k for k in range(len(plan)) if not bank.holds(k)]
         if missing:

@@ -18,6 +18,7 @@ DISTILL = (
     f"--image-steps 30 --image-batch-size 20 --steps 200 --batch-size 32 {COMMON}"
 )
 KILLS = 6
+STORED = ("shards", "images", "records")
 
 
 def start(command: str, out: Path) -> subprocess.Popen[bytes]:
@@ -36,13 +37,16 @@ def finish(command: str, out: Path) -> tuple[int, str]:
 
 
 def facts(folder: Path) -> dict[str, bytes]:
-    """What must come out the same; nothing else may lie in the folder of the shards."""
+    """What must come out the same; nothing else may lie in the folders of the images."""
     names = ("manifest.jsonl", "resolved.json", "student.safetensors")
     files = [path for name in names if (path := folder / name).exists()]
-    return {path.name: path.read_bytes() for path in files + sorted((folder / "shards").iterdir())}
+    files += [p for name in STORED for p in (folder / name).rglob("*") if p.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("command", [INVERT, DISTILL], ids=["invert", "distill"])
+@pytest.mark.parametrize(
+    "command", [INVERT, f"{INVERT} --format folder", DISTILL], ids=["shards", "folder", "distill"]
+)
 def test_killed_at_random_moments_it_ends_as_if_never_killed(command: str, tmp_path: Path) -> None:
     began = time.monotonic()
     code, output = finish(command, tmp_path / "whole")

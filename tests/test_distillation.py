@@ -128,13 +128,28 @@ def test_no_option_of_the_loop_is_without_effect(
     assert facts(tmp_path / "run")["student.safetensors"] != facts(whole)["student.safetensors"]
 
 
-def test_offline_trains_on_shards_that_exist(tmp_path: Path) -> None:
-    invert(invert_config(out=str(tmp_path / "images")))
-    result = run_offline(tmp_path / "run", data=str(tmp_path / "images"))
+@pytest.mark.parametrize("spec", ["made", "made/shards", "made/shards/*.tar"])
+def test_offline_trains_on_shards_that_exist(tmp_path: Path, spec: str) -> None:
+    invert(invert_config(out=str(tmp_path / "made")))
+    result = run_offline(tmp_path / "run", data=str(tmp_path / spec))
     assert result.images == 40
     assert result.data_free
     assert result.synthesis_seconds == 0
     assert result.noise_top1 is None
+
+
+@pytest.mark.parametrize("spec", ["made", "made/images"])
+def test_offline_trains_on_class_folders_that_exist(tmp_path: Path, spec: str) -> None:
+    invert(invert_config(out=str(tmp_path / "made"), format="folder"))
+    result = run_offline(tmp_path / "run", data=str(tmp_path / spec))
+    assert result.images == 40
+    assert result.data_free
+
+
+def test_class_folders_put_into_a_run_are_no_images_of_it(tmp_path: Path) -> None:
+    invert(invert_config(out=str(tmp_path / "made"), format="folder"))
+    (tmp_path / "made" / "records").rename(tmp_path / "elsewhere")
+    assert not run_offline(tmp_path / "run", data=str(tmp_path / "made" / "images")).data_free
 
 
 def test_the_data_are_part_of_the_run(tmp_path: Path) -> None:

@@ -1,24 +1,30 @@
 """`invert` as a workflow: shards, manifest, resuming, refusing."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.datasets import ImageFolder
 
 from dreamkd import samples, shards
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
 from dreamkd.events import Event, Progress
+from dreamkd.formats import read_run
 from dreamkd.inversion import Inversion, invert
 from tests.conftest import invert_config
 
 #: What another run of the same command must write again, byte for byte.
 FACTS = ("resolved.json", "manifest.jsonl", "result.json", "contact-sheet.png")
+STORED = ("shards", "images", "records")
 
 
 def facts(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in FACTS] + sorted((folder / "shards").iterdir())
+    files = [folder / name for name in FACTS]
+    files += [p for name in STORED for p in sorted((folder / name).rglob("*")) if p.is_file()]
     return {path.name: path.read_bytes() for path in files}
 
 
@@ -101,6 +107,75 @@ def test_a_kill_before_the_contact_sheet_is_made_up_for(whole: Path, tmp_path: P
     (tmp_path / "run" / "shards" / ".shard-000001.tar.99.part").write_bytes(b"torn")
     run(tmp_path / "run")
     assert facts(tmp_path / "run") == facts(whole)
+
+
+@pytest.fixture(scope="module")
+def whole_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `whole` as class folders."""
+    folder = tmp_path_factory.mktemp("whole") / "folders"
+    run(folder, format="folder")
+    return folder
+
+
+def test_class_folders_hold_the_images_of_the_shards(whole: Path, whole_folders: Path) -> None:
+    assert not (whole_folders / "shards").exists()
+    pairs = list(zip(read_run(whole), read_run(whole_folders), strict=True))
+    assert len(pairs) == 40
+    for (image, label, record), (same_image, same_label, same_record) in pairs:
+        assert torch.equal(image, same_image)
+        assert (label, record) == (same_label, same_record)
+    lines = [samples.read_manifest(f / "manifest.jsonl").values() for f in (whole, whole_folders)]
+    assert [s.pixels_sha256 for s in lines[0]] == [s.pixels_sha256 for s in lines[1]]
+    sheets = [(f / "contact-sheet.png").read_bytes() for f in (whole, whole_folders)]
+    assert sheets[0] == sheets[1]
+
+
+def test_class_folders_read_back_as_data_and_by_torchvision(whole_folders: Path) -> None:
+    preprocessing = Preprocessing(input_size=(1, 16, 16))
+    images, labels = stack(open_images(str(whole_folders), preprocessing=preprocessing))
+    theirs = ImageFolder(str(whole_folders / "images"))
+    assert theirs.classes == [str(digit) for digit in range(10)]
+    assert sorted(labels.tolist()) == theirs.targets
+    assert images.shape == (40, 1, 16, 16)
+
+
+def test_stopped_class_folders_continue_to_the_same_bytes(
+    whole_folders: Path, tmp_path: Path
+) -> None:
+    folder, polls = tmp_path / "run", iter([False] * 3 + [True])
+    config = invert_config(out=str(folder), format="folder")
+    with pytest.raises(Stopped):
+        invert(config, should_stop=lambda: next(polls))
+    assert [path.name for path in (folder / "records").iterdir()] == ["batch-000000.jsonl"]
+    # As if killed while it wrote the second batch: records, a PNG, a torn one; no manifest line.
+    second = whole_folders / "records" / "batch-000001.jsonl"
+    shutil.copy(second, folder / "records")
+    file = json.loads(second.read_text().splitlines()[0])["file"]
+    shutil.copy(whole_folders / "images" / file, folder / "images" / file)
+    (folder / "images" / "3" / ".00000039.png.99.part").write_bytes(b"torn")
+    (folder / "records" / ".batch-000002.jsonl.99.part").write_bytes(b"torn")
+    invert(config)
+    assert facts(folder) == facts(whole_folders)
+
+
+def test_damaged_class_folders_are_named_and_made_again(
+    whole_folders: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole_folders, folder)
+    lost, cut = sorted((folder / "images").glob("[37]/*.png"))[::7]
+    lost.unlink()
+    os.truncate(cut, 40)
+    events: list[Event] = []
+    invert(invert_config(out=str(folder), format="folder"), on_event=events.append)
+    texts = " ".join(getattr(event, "text", "") for event in events)
+    assert f"{lost.name}" in texts
+    assert facts(folder) == facts(whole_folders)
+
+
+def test_the_format_is_part_of_the_run(whole: Path) -> None:
+    with pytest.raises(RunError, match="format is 'shards' there and 'folder' here"):
+        run(whole, format="folder")
 
 
 def test_deepdream_needs_no_statistics(tmp_path: Path) -> None:

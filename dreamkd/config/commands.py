@@ -314,6 +314,12 @@ class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputCo
         group=_IMAGES,
         help="independent model(s), comma-separated, whose agreement with the labels is recorded",
     )
+    format: str = option(
+        "shards",
+        group=_RUN,
+        choices=("shards", "folder"),
+        help="of the images: WebDataset tars, or images/CLASS/KEY.png as ImageFolder reads them",
+    )
     out: str | None = option(
         None, group=_RUN, identity=False, help="run folder; else runs/invert-MODEL-N, N counting up"
     )
