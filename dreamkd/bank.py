@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from itertools import islice
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +23,18 @@ _SHEET_COLUMNS, _SHEET_IMAGES = 10, 100
 
 
 class Bank:
-    """Append-only batches of uint8 images in a run folder."""
+    """Append-only batches of uint8 images in a run folder.
+
+    What `add` is given is encoded and written by one thread of its own while the caller goes on;
+    the order of the writes is that of the calls. Everything else waits for it, so that a caller
+    sees what it added. PNG encoding, hashing and writing release the interpreter lock, and the
+    thread uses numpy: torch would start a second set of threads beside those of the optimisation.
+
+        with Bank(run) as bank:
+            bank.add(0, images, labels, ...)
+
+    Leaving waits for the pending batch, also after an exception: what was made is kept.
+    """
 
     def __init__(
         self, run: Run, *, files: Format | None = None, on_event: OnEvent = ignore
@@ -34,9 +48,38 @@ class Bank:
         self._files.prepare()
         self._on_event = on_event
         self._lines = {line["batch"]: line for line in run.lines}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="dreamkd-bank")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.flush()
+        except Exception as error:
+            if kind is None:
+                raise
+            # The caller's own exception goes on; this one would hide it.
+            self._on_event(Hint(f"the last batch was not kept: {error}"))
+        finally:
+            self._worker.shutdown()
+
+    def flush(self) -> None:
+        """Wait until the batch given to `add` is durable.
+
+        Raises: what writing it raised, once: RunError: no room, or the folder is not writable; what
+            was there before is intact.
+        """
+        if self._pending is not None:
+            pending = self._pending
+            pending.exception()  # an interrupt while waiting leaves it pending
+            self._pending = None
+            pending.result()
 
     def holds(self, k: int) -> bool:
         """Whether batch `k` is there and intact; a damaged one is named and counts as missing."""
+        self.flush()
         if k not in self._lines:
             return False
         try:
@@ -56,23 +99,26 @@ class Bank:
         facts: Sequence[Mapping[str, Any]],
         line: Mapping[str, Any],
     ) -> None:
-        """Write batch `k`, then its manifest line.
+        """Have batch `k` written, then its manifest line, then the page it is on.
+
+        Returns at once, or when the batch before is durable.
 
         Args:
-            images: uint8 (B, C, H, W). labels: int64 (B,).
+            images: uint8 (B, C, H, W), on the CPU. labels: int64 (B,). Neither changes any more.
             start: number of the batch's first image in the run; images are keyed by it.
             facts: one record per image. line: what the manifest says of the batch.
-        Raises: RunError: no room, or the folder is not writable; what was there before is intact.
+        Raises: as `flush`, about the batch before; then this one is not written either, so that the
+            manifest never skips one.
         """
+        self.flush()
         records = [{"key": f"{start + i:08d}", **fact} for i, fact in enumerate(facts)]
-        shard = self._files.write(k, images, labels.tolist(), records)
-        entry = {"batch": k, "start": start, **shard.to_json(), **line}
-        if self._lines.get(k) != entry:  # remade by another PNG encoder: the last line counts
-            self._lines[k] = entry
-            self._run.add_line(entry)
+        self._pending = self._worker.submit(
+            self._keep, k, images, labels.tolist(), records, {"start": start, **line}
+        )
 
     def read(self, k: int) -> tuple[Tensor, Tensor]:
         """Batch `k`: uint8 (B, C, H, W) and int64 (B,)."""
+        self.flush()
         samples = list(self._files.read(k))
         images = torch.stack([decode(sample.png, name=sample.key) for sample in samples])
         return images, torch.tensor([sample.label for sample in samples])
@@ -80,28 +126,50 @@ class Bank:
     @property
     def lines(self) -> list[dict[str, Any]]:
         """Manifest lines in order of their batches."""
+        self.flush()
         return [self._lines[k] for k in sorted(self._lines)]
 
     def write_contact_sheet(self) -> None:
         """Put the first images on one page, sorted by class: `contact-sheet.png`.
 
-        While lost batches are made again, the page is incomplete.
+        While lost batches are made again, the page is incomplete. `add` renews it.
         """
-        shown: list[tuple[Tensor, Tensor]] = []
-        for k in sorted(self._lines):
-            enough = sum(len(labels) for _, labels in shown) >= _SHEET_IMAGES
-            if not enough:
-                with suppress(DataError):  # missing or damaged
-                    shown.append(self.read(k))
-        images, labels = (torch.cat(part)[:_SHEET_IMAGES] for part in zip(*shown, strict=True))
-        order = labels.argsort(stable=True)
-        path = self._run.folder / "contact-sheet.png"
-        contactsheet.write(path, images[order], columns=_SHEET_COLUMNS)
+        self.flush()
+        self._write_contact_sheet()
 
     def refresh_contact_sheet(self, k: int) -> None:
-        """Write the page again if batch `k`, just added, is on it."""
-        if sum(line["count"] for line in self.lines if line["batch"] < k) < _SHEET_IMAGES:
-            self.write_contact_sheet()
+        """`add` does it; gone once no caller asks for it."""
+
+    def _keep(
+        self,
+        k: int,
+        images: Tensor,
+        labels: list[int],
+        records: Sequence[Mapping[str, Any]],
+        line: Mapping[str, Any],
+    ) -> None:
+        """What the thread does for one batch."""
+        shard = self._files.write(k, images, labels, records)
+        entry = {"batch": k, **shard.to_json(), **line}
+        if self._lines.get(k) != entry:  # remade by another PNG encoder: the last line counts
+            self._run.add_line(entry)
+            self._lines[k] = entry
+        if sum(line["count"] for j, line in self._lines.items() if j < k) < _SHEET_IMAGES:
+            self._write_contact_sheet()
+
+    def _write_contact_sheet(self) -> None:
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        for k in sorted(self._lines):
+            with suppress(DataError):  # missing or damaged
+                for sample in islice(self._files.read(k), _SHEET_IMAGES - len(images)):
+                    images.append(decode(sample.png, name=sample.key).numpy())
+                    labels.append(sample.label)
+            if len(images) == _SHEET_IMAGES:
+                break
+        order = np.argsort(labels, kind="stable")
+        path = self._run.folder / "contact-sheet.png"
+        contactsheet.write(path, np.stack(images)[order], columns=_SHEET_COLUMNS)
 
 
 def _shard(line: Mapping[str, Any]) -> Shard:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from dreamkd.files import write_atomically
 
@@ -16,14 +15,14 @@ from dreamkd.files import write_atomically
 _SHOWN_SIDE = 64
 
 
-def write(path: Path, images: Tensor, *, columns: int) -> None:
+def write(path: Path, images: np.ndarray, *, columns: int) -> None:
     """Write uint8 `images` (N, C, H, W) as one PNG, row by row, with a thin border between.
 
     Raises: RunError: the file cannot be written.
     """
     _, channels, height, width = images.shape
     factor = max(1, _SHOWN_SIDE // max(height, width))
-    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    images = images.repeat(factor, axis=2).repeat(factor, axis=3)
     height, width = height * factor, width * factor
     gap = 2
     rows = math.ceil(len(images) / columns)
@@ -32,7 +31,7 @@ def write(path: Path, images: Tensor, *, columns: int) -> None:
     for number, image in enumerate(images):
         top = number // columns * (height + gap)
         left = number % columns * (width + gap)
-        page[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
+        page[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(page.squeeze(2) if channels == 1 else page).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())

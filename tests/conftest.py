@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -23,6 +26,15 @@ def leave_torch_as_it_was() -> Iterator[None]:
     yield
     assert torch.get_num_threads() == threads
     torch.set_rng_state(state)
+
+
+@contextmanager
+def files_left_open() -> Iterator[None]:
+    """Webdataset and timm leave files to the garbage collector, which warns where it finds them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
+        yield
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

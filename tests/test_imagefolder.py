@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from dreamkd import samples
 from dreamkd.errors import DataError, RunError
 from dreamkd.imagefolder import Folders, class_folders
+from tests.conftest import files_left_open
 
 NAMES = ["zebra", "ape", "Éclair, 1/2"]
 RECORDS = [{"key": f"{i:08d}", "note": "é"} for i in range(4)]
@@ -60,6 +62,16 @@ def test_torchvision_reads_what_was_written(run: Folders) -> None:
     order = [1, 3, 2, 0]  # by class, then by key
     assert [label for _, label in dataset] == [LABELS[i] for i in order]
     found = torch.stack([pil_to_tensor(picture) for picture, _ in dataset])
+    assert torch.equal(found, batch()[order])
+
+
+def test_timm_reads_what_was_written(run: Folders) -> None:
+    run.write(0, batch(), LABELS, RECORDS)
+    order = [1, 3, 2, 0]
+    with files_left_open():
+        pairs = list(create_dataset("", str(run.images)))
+    assert [label for _, label in pairs] == [LABELS[i] for i in order]
+    found = torch.stack([pil_to_tensor(picture) for picture, _ in pairs])
     assert torch.equal(found, batch()[order])
 
 

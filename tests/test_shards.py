@@ -1,10 +1,7 @@
 """Shards: the same bytes twice, read back by everyone, and nothing but `DataError` on damage."""
 
-import gc
 import io
 import tarfile
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from timm.data import create_dataset
 from dreamkd import samples, shards
 from dreamkd.errors import DataError
 from dreamkd.files import sha256_file
+from tests.conftest import files_left_open
 
 
 def batch(count: int = 3, channels: int = 3, side: int = 4, seed: int = 0):
@@ -94,15 +92,6 @@ def test_members_lie_in_order_under_constant_headers(path: Path):
 def test_pngs_are_grey_or_rgb(path: Path, channels, mode):
     shards.write(path, *batch(1, channels))
     assert Image.open(io.BytesIO(next(shards.read(path)).png)).mode == mode
-
-
-@contextmanager
-def files_left_open():
-    """Webdataset leaves its tars to the garbage collector, which warns where it finds them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
-        yield
-        gc.collect()
 
 
 def test_webdataset_reads_the_shards(path: Path):

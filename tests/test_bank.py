@@ -1,0 +1,177 @@
+"""The bank: written beside the caller, seen by it at once, and never lost on the way out."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dreamkd import events
+from dreamkd.bank import Bank
+from dreamkd.errors import RunError, Stopped
+from dreamkd.formats import FORMATS
+from dreamkd.runs import Run, open_run
+from dreamkd.shards import Tars
+
+LABELS = torch.tensor([1, 0])
+
+
+def images(k: int) -> torch.Tensor:
+    return torch.full((2, 3, 8, 8), 50 * k, dtype=torch.uint8)
+
+
+def add(bank: Bank, k: int) -> None:
+    facts = [{"class_name": "b"}, {"class_name": "a"}]
+    bank.add(k, images(k), LABELS, start=2 * k, facts=facts, line={"r_feature": 0.5})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with open_run(tmp_path / "run") as opened:
+        yield opened
+
+
+def manifest(run: Run) -> list[dict[str, Any]]:
+    path = run.folder / "manifest.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_added_is_seen_at_once(run: Run, name: str) -> None:
+    with Bank(run, files=FORMATS[name](run.folder, ["a", "b"])) as bank:
+        for k in range(3):
+            add(bank, k)
+            assert bank.holds(k)
+        add(bank, 3)
+        assert torch.equal(bank.read(3)[0], images(3))
+        assert torch.equal(bank.read(3)[1], LABELS)
+        add(bank, 4)
+        assert [line["batch"] for line in bank.lines] == [0, 1, 2, 3, 4]
+    assert manifest(run) == bank.lines
+    assert [line["start"] for line in bank.lines] == [0, 2, 4, 6, 8]
+
+
+def test_adding_renews_the_page_sorted_by_class(run: Run) -> None:
+    with Bank(run) as bank:
+        for k in range(2):
+            add(bank, k)
+            bank.flush()
+            with Image.open(run.folder / "contact-sheet.png") as page:
+                # 8 px enlarged to 64, two more between neighbours
+                shown = [page.getpixel((66 * i, 63)) for i in range(5)]
+            values = [0, 0] if k == 0 else [0, 50, 0, 50]
+            values += [255] * (5 - len(values))  # the rest of the row is empty
+            assert shown == [(value, value, value) for value in values]
+
+
+class GatedTars(Tars):
+    """A disk that is slow until its gate opens, and says when a batch is written."""
+
+    def __init__(self, run: Path, log: list[str]) -> None:
+        super().__init__(run)
+        self.gate = Event()
+        self.log = log
+
+    def write(self, k: int, *batch: Any) -> Any:
+        assert self.gate.wait(60)
+        shard = super().write(k, *batch)
+        self.log.append(f"written {k}")
+        return shard
+
+
+def test_adding_returns_before_the_batch_is_written_and_waits_for_the_one_before(run: Run) -> None:
+    log: list[str] = []
+    files = GatedTars(run.folder, log)
+    with Bank(run, files=files) as bank:
+        add(bank, 0)
+        log.append("added 0")
+        opener = Thread(target=files.gate.set)
+        opener.start()
+        add(bank, 1)
+        log.append("added 1")
+        opener.join()
+    assert log.index("added 0") < log.index("written 0") < log.index("added 1")
+    assert [line["batch"] for line in manifest(run)] == [0, 1]
+
+
+def break_the_folder(run: Run) -> None:
+    (run.folder / "shards").rmdir()
+    (run.folder / "shards").write_text("a file where the folder was")
+
+
+NEXT: dict[str, Callable[[Bank], object]] = {
+    "flush": lambda bank: bank.flush(),
+    "add": lambda bank: add(bank, 1),
+    "read": lambda bank: bank.read(0),
+    "holds": lambda bank: bank.holds(0),
+    "lines": lambda bank: bank.lines,
+    "page": lambda bank: bank.write_contact_sheet(),
+    "leaving": lambda bank: bank.__exit__(None, None, None),
+}
+
+
+@pytest.mark.parametrize("call", NEXT)
+def test_an_error_of_the_writer_is_raised_by_the_next_call(run: Run, call: str) -> None:
+    bank = Bank(run)
+    break_the_folder(run)
+    add(bank, 0)
+    with pytest.raises(RunError, match=r"cannot write .*shard-000000\.tar"):
+        NEXT[call](bank)
+    bank.flush()  # said once
+    assert manifest(run) == []
+
+
+@pytest.mark.parametrize("reason", [Stopped("asked"), KeyboardInterrupt()], ids=repr)
+def test_leaving_by_an_exception_keeps_what_was_made(run: Run, reason: BaseException) -> None:
+    files = GatedTars(run.folder, [])
+
+    def work() -> None:
+        with Bank(run, files=files) as bank:
+            add(bank, 0)
+            Thread(target=files.gate.set).start()
+            raise reason
+
+    with pytest.raises(type(reason)):
+        work()
+    assert [line["batch"] for line in manifest(run)] == [0]
+    assert Bank(run).holds(0)
+
+
+def test_leaving_by_an_exception_says_what_was_lost(run: Run) -> None:
+    heard: list[events.Event] = []
+
+    def work() -> None:
+        with Bank(run, on_event=heard.append) as bank:
+            break_the_folder(run)
+            add(bank, 0)
+            raise Stopped("asked")
+
+    with pytest.raises(Stopped, match="asked"):
+        work()
+    (hint,) = heard
+    assert isinstance(hint, events.Hint)
+    assert hint.text.startswith("the last batch was not kept: cannot write ")
+
+
+def test_a_batch_remade_to_the_same_bytes_adds_no_line(run: Run) -> None:
+    for _ in range(2):
+        with Bank(run) as bank:
+            add(bank, 0)
+    assert len(manifest(run)) == 1
+
+
+def test_the_page_skips_damaged_batches(run: Run) -> None:
+    with Bank(run) as bank:
+        add(bank, 0)
+        add(bank, 1)
+        bank.flush()
+        path = run.folder / "shards" / "shard-000000.tar"
+        path.write_bytes(path.read_bytes()[:700])
+        bank.write_contact_sheet()
+    with Image.open(run.folder / "contact-sheet.png") as page:
+        shown = [page.getpixel((66 * i, 0)) for i in range(3)]
+    assert shown == [(50, 50, 50), (50, 50, 50), (255, 255, 255)]
