@@ -137,9 +137,6 @@ class Bank:
         self.flush()
         self._write_contact_sheet()
 
-    def refresh_contact_sheet(self, k: int) -> None:
-        """`add` does it; gone once no caller asks for it."""
-
     def _keep(
         self,
         k: int,

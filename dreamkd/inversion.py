@@ -93,7 +93,7 @@ def invert(
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
         names = card.class_names or [str(label) for label in range(card.num_classes)]
         files = FORMATS[config.format](folder, names)
-        bank = Bank(run, files=files, on_event=on_event)
+        bank = stack.enter_context(Bank(run, files=files, on_event=on_event))
         plan = _deal(count, config, made=bank.lines)
         missing = [k for k in range(len(plan)) if not bank.holds(k)]
         if missing:
@@ -126,7 +126,6 @@ def invert(
                 facts=batch.facts(class_names=card.class_names, predictions=predictions),
                 line=batch.summary(predictions=predictions),
             )
-            bank.refresh_contact_sheet(k)
         bank.write_contact_sheet()
         result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})

@@ -119,6 +119,7 @@ def adaptive(job: Job) -> Tensor:
     if not all(held):
         job.run.begin()
     with ExitStack() as stack:
+        stack.enter_context(bank)
         stack.enter_context(job.training)
         synthesise = _Lazy(job, stack)
         for k in range(count):
@@ -130,7 +131,6 @@ def adaptive(job: Job) -> Tensor:
                 line = batch.summary(predictions={})
                 start = k * size
                 bank.add(k, batch.images, batch.labels, start=start, facts=facts, line=line)
-                bank.refresh_contact_sheet(k)
                 job.seconds += time.perf_counter() - began
             images[k * size : (k + 1) * size] = bank.read(k)[0]
         bank.write_contact_sheet()
