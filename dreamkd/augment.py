@@ -7,7 +7,8 @@ on every device and fuses into the compiled step.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Generator, Tensor
@@ -82,6 +83,126 @@ def roll(images: Tensor, offsets: Roll) -> Tensor:
     """
     permuted: Tensor = _Permute.apply(images, *offsets)
     return permuted
+
+
+class Resampling(NamedTuple):
+    """Weights of a separable resize: `rows` (H_out, H_in) and `columns` (W_out, W_in).
+
+    With a leading batch dimension on both, every image has weights of its own.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+
+def resample(images: Tensor, weights: Resampling) -> Tensor:
+    """Resize by two matrix products, whose backward pass is deterministic on every device.
+
+        y[b, c] = rows x[b, c] columns^T
+
+    Args: images: (B, C, H_in, W_in), float.
+    Returns: (B, C, H_out, W_out).
+    """
+    rows, columns = weights
+    if rows.ndim == 3:
+        rows, columns = rows[:, None], columns[:, None]
+    return rows @ images @ columns.transpose(-1, -2)
+
+
+def resampling(before: tuple[int, int], after: tuple[int, int], *, device: str) -> Resampling:
+    """Bilinear weights from size (H, W) `before` to `after`; antialiased where it shrinks."""
+    rows, columns = (_triangle(m, n) for m, n in zip(before, after, strict=True))
+    return Resampling(rows.to(device), columns.to(device))
+
+
+def _triangle(before: int, after: int) -> Tensor:
+    """(after, before): a triangle around the source of each output, wider where it shrinks."""
+    ratio = before / after
+    centre = (torch.arange(after) + 0.5) * ratio - 0.5
+    distance = (torch.arange(before) - centre[:, None]).abs() / max(1.0, ratio)
+    weights = (1 - distance).clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def draw_crop(
+    size: tuple[int, int, int], *, smallest: float, generator: Generator | None
+) -> Resampling:
+    """Draw a random resized crop per image: area smallest..1, aspect 3/4..4/3.
+
+    Args:
+        size: (batch, height, width), before and after.
+        smallest: least share of the area, in (0, 1]; at 1 the crop is the whole image.
+        generator: source of randomness (CPU).
+    Returns: weights on the CPU, one pair per image.
+    """
+    batch, height, width = size
+    draws = torch.rand(4, batch, 1, generator=generator)
+    area = smallest + (1 - smallest) * draws[0]
+    widest = (-area.log()).clamp_max(math.log(4 / 3))  # within the image on both axes
+    aspect = torch.exp(widest * (2 * draws[1] - 1))
+    sides = (area / aspect).sqrt().clamp_max(1), (area * aspect).sqrt().clamp_max(1)
+    rows, columns = (
+        _window(length, side, place)
+        for length, side, place in zip((height, width), sides, draws[2:], strict=True)
+    )
+    return Resampling(rows, columns)
+
+
+def _window(length: int, side: Tensor, place: Tensor) -> Tensor:
+    """Bilinear weights (B, length, length) of the window of share `side` (B, 1) at `place`."""
+    start = (1 - side) * place * length
+    centre = start + (torch.arange(length) + 0.5) * side - 0.5
+    centre = centre.clamp(0, length - 1)
+    return (1 - (torch.arange(length) - centre[..., None]).abs()).clamp_min(0)
+
+
+def smallest_crop(share: float, *, end: float) -> float:
+    """The crop curriculum of CDA (Yin & Shen 2024): smallest area 1 at first, `end` at last.
+
+        end + (1 - end) (1 + cos(pi share)) / 2
+
+    Args: share: of all steps that are done, in [0, 1].
+    """
+    return end + (1 - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+class View(NamedTuple):
+    """How the network sees each image in one step: shifted and flipped, then cropped."""
+
+    roll: Roll
+    crop: Resampling | None
+
+    def to(self, device: str) -> Self:
+        """The draws on the device of the images."""
+        roll = Roll(*(index.to(device, non_blocking=True) for index in self.roll))
+        crop = self.crop and Resampling(*(w.to(device, non_blocking=True) for w in self.crop))
+        return type(self)(roll, crop)
+
+    def part(self, part: slice) -> Self:
+        """The draws of some images of the batch."""
+        roll = Roll(*(index[part] for index in self.roll))
+        crop = self.crop and Resampling(*(weights[part] for weights in self.crop))
+        return type(self)(roll, crop)
+
+
+def draw_view(
+    size: tuple[int, int, int],
+    *,
+    shift: int,
+    flip: bool,
+    smallest: float,
+    generator: Generator | None,
+) -> View:
+    """Draw a view of each image; arguments as of `draw_roll` and `draw_crop`."""
+    roll = draw_roll(size, shift=shift, flip=flip, generator=generator)
+    crop = draw_crop(size, smallest=smallest, generator=generator) if smallest < 1 else None
+    return View(roll, crop)
+
+
+def see(images: Tensor, view: View) -> Tensor:
+    """The images (B, C, H, W) as `view` shows them to the network."""
+    seen = roll(images, view.roll)
+    return seen if view.crop is None else resample(seen, view.crop)
 
 
 def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generator | None) -> Tensor:

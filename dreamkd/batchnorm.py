@@ -9,7 +9,7 @@ Statistics are taken at the *input* of a layer: fused activations make its outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -130,6 +130,58 @@ def moments(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Moments:
     return Moments(centred.mean(dims), centred.square().mean(dims), mean, var)
 
 
+def image_moments(x: Tensor, running_mean: Tensor, running_var: Tensor, *, count: int) -> Moments:
+    """Like `moments` of each of `count` images by itself: offset and square of shape (count, C).
+
+    Networks that fold positions into the batch dimension keep an image's rows together.
+    """
+    shape = (-1, *[1] * (x.ndim - 2))
+    centred = x.float() - running_mean.float().view(shape)
+    rows = torch.stack([centred, centred.square()]).flatten(3).mean(3)  # (2, rows, C)
+    offset, square = rows.view(2, count, -1, rows.shape[2]).mean(2)
+    return Moments(offset, square, running_mean.float(), running_var.float())
+
+
+def blend(parts: Sequence[Sequence[Moments]], weights: Sequence[float | Tensor]) -> list[Moments]:
+    """Moments of a whole from those of its parts, layer by layer; `weights` sum to 1."""
+    return [
+        Moments(
+            _weighted([layer.offset for layer in layers_], weights),
+            _weighted([layer.square for layer in layers_], weights),
+            layers_[0].running_mean,
+            layers_[0].running_var,
+        )
+        for layers_ in zip(*parts, strict=True)
+    ]
+
+
+def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
+    """sum_i weights_i tensors_i."""
+    total = tensors[0] * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total = total + tensor * weight
+    return total
+
+
+def sampling_level(images: Sequence[Moments]) -> float:
+    """R_feature that a batch of as many and as varied images shows by chance (host sync).
+
+        sum_l || sd(offset) / sqrt(B) ||_2 + || sd(square - 2 mean(offset) offset) / sqrt(B) ||_2
+
+    The second term is the sampling error of square - offset^2 to first order. It asks how far the
+    statistics of B images lie from those of the population they are drawn from, if that population
+    is the one that was stored; what a batch shows beyond it is a difference of populations.
+
+    Args: images: of `image_moments`, one entry per layer, (B, C).
+    """
+    level = 0.0
+    for layer in images:
+        var = layer.square - 2 * layer.offset.mean(0) * layer.offset
+        for values in (layer.offset, var):
+            level += float(torch.linalg.vector_norm(values.std(0) / len(values) ** 0.5))
+    return level
+
+
 #: How the description of dead channels begins.
 DEAD = "variance is zero"
 
@@ -175,11 +227,15 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
     )
 
 
+Record = Callable[[Tensor, Tensor, Tensor], Moments]
+
+
 class Watch:
     """Collects one `Moments` per batch-norm call since the last `take`."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Record) -> None:
         self._calls: list[Moments] = []
+        self._of = record
 
     def take(self) -> list[Moments]:
         """The moments since the last `take`, in execution order; empties the list."""
@@ -188,11 +244,11 @@ class Watch:
 
     def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         mean, var = module.running_mean, module.running_var
-        self._calls.append(moments(args[0], mean, var))  # type: ignore[arg-type]
+        self._calls.append(self._of(args[0], mean, var))  # type: ignore[arg-type]
 
 
 @contextmanager
-def watch(model: nn.Module) -> Iterator[Watch]:
+def watch(model: nn.Module, record: Record = moments) -> Iterator[Watch]:
     """Watch every batch-norm call of `model` while the block lasts.
 
     Enter before compiling: the hooks then are part of the graph. They are removed when the block
@@ -200,9 +256,11 @@ def watch(model: nn.Module) -> Iterator[Watch]:
 
         with watch(model) as watched:
             logits = model(inputs)
-            entries = watched.take()
+            stats = watched.take()
+
+    Args: record: what is taken of (input, running mean, running variance) of each call.
     """
-    watched = Watch()
+    watched = Watch(record)
     handles = []
     try:
         for layer in layers(model):

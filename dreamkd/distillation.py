@@ -21,7 +21,8 @@ from dreamkd.engine import Runtime
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
-from dreamkd.preparation import prepare, settled, try_out
+from dreamkd.partners import load_partner
+from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
 from dreamkd.samples import pixels_sha256
@@ -75,26 +76,33 @@ def distill(
     teacher = models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
     recipe = "offline" if config.data else "adaptive"
+    prior = None
+    if config.bn_prior is not None:
+        prior = load_partner(
+            config.bn_prior, teacher, option="--bn-prior", trust_pickle=config.trust_pickle
+        )
+        on_event(Note(f"statistics: {prior.card.source}"))
     if recipe == "adaptive":
-        batchnorm.require_statistics(teacher.module, name=teacher.card.architecture)
+        source = prior or teacher
+        batchnorm.require_statistics(source.module, name=source.card.architecture)
     _advise(config.student, teacher, on_event)
     student = _fresh(config, teacher)
     on_event(Note(f"student: {student.card.source}"))
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
-    settled(config, teacher)
-    try_out(teacher)
+    try_out(teacher, factor=coarsest(settled(config, teacher)))
     try_out(student, training=True)
     labelled = _read(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
     data = _read(config.data, teacher, crop_pct=1.0)  # shards are used as they are
     inputs = {
-        "data_pixels_sha256": pixels_sha256(data.images, data.labels.tolist()) if data else None
+        "data_pixels_sha256": pixels_sha256(data.images, data.labels.tolist()) if data else None,
+        "bn_prior_sha256": prior and prior.sha256(),
     }
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
         config, runtime = prepare(
-            run, config, teacher=teacher, image_steps=_image_steps, inputs=inputs
+            run, config, teacher=teacher, prior=prior, image_steps=_image_steps, inputs=inputs
         )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
@@ -105,6 +113,7 @@ def distill(
             runtime=runtime,
             teacher=teacher,
             student=student,
+            prior=prior,
             given=data.images if data else None,
             on_event=on_event,
             should_stop=should_stop,

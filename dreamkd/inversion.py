@@ -12,21 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from dreamkd import batchnorm, models
+from torch import Tensor
+
+from dreamkd import models
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
 from dreamkd.engine import Runtime, enough_memory
-from dreamkd.errors import ConfigError
-from dreamkd.events import Finished, Note, OnEvent, ignore
+from dreamkd.errors import ConfigError, Stopped
+from dreamkd.events import Finished, Note, OnEvent, Progress, ignore
 from dreamkd.formats import FORMATS
-from dreamkd.labels import label_range, parse_classes, plan_batches
-from dreamkd.preparation import prepare, settled, try_out
+from dreamkd.labels import count_images, label_range, parse_classes, parse_weights, plan_batches
+from dreamkd.models import Card
+from dreamkd.partners import Partners
+from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.synthesis import Synthesiser, watcher
-from dreamkd.verification import Verifiers
+from dreamkd.sequence import carry, outstanding
+from dreamkd.synthesis import LOOK, Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Inversion:
     images: int
     shards: int
     r_feature: float  # mean over batches, of the kept images; 0 without batch norm
+    r_feature_expected: float  # mean over batches of what such images show by chance
     teacher_top1: float  # percent of images that the teacher classifies as asked
     verifiers: dict[str, float]  # percent, by verifier
     seconds: float  # of work by this process
@@ -65,20 +70,13 @@ def invert(
     began = time.perf_counter()
     teacher = models.load(config.model, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
-    if config.method != "deepdream":
-        batchnorm.require_statistics(teacher.module, name=teacher.card.architecture)
-    verifiers = Verifiers.load(
-        config.verifier, teacher=teacher, trust_pickle=config.trust_pickle, on_event=on_event
-    )
-    card = teacher.card
-    classes = parse_classes(
-        config.classes, num_classes=card.num_classes, class_names=card.class_names
-    )
-    count = len(classes) * config.per_class
+    partners = Partners.load(config, teacher, on_event=on_event)
+    layout = _Layout.of(config, teacher.card)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
-    _deal(count, settled(config, teacher))
-    try_out(teacher)
+    decided = settled(config, teacher)
+    _deal(layout.count, decided)
+    try_out(teacher, factor=coarsest(decided))
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run, ExitStack() as stack:
@@ -86,51 +84,115 @@ def invert(
             run,
             config,
             teacher=teacher,
-            image_steps=lambda c: count * int(c.image_steps),
-            inputs={"verifiers": verifiers.sha256()},
+            prior=partners.prior,
+            image_steps=lambda c: layout.count * int(c.image_steps),
+            inputs=partners.sha256(),
         )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
-        names = card.class_names or [str(label) for label in range(card.num_classes)]
+        names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
         files = FORMATS[config.format](folder, names)
         bank = stack.enter_context(Bank(run, files=files, on_event=on_event))
-        plan = _deal(count, config, made=bank.lines)
-        missing = [k for k in range(len(plan)) if not bank.holds(k)]
-        if missing:
+        plan = _deal(layout.count, config, made=bank.lines)
+        held = [bank.holds(k) for k in range(len(plan))]
+        if not all(held):
             run.begin()
-            stack.enter_context(verifiers.on(runtime.device))
+            stack.enter_context(partners.verifiers.on(runtime.device))
             synthesiser = stack.enter_context(
-                Synthesiser(
-                    teacher,
-                    config,
-                    runtime=runtime,
-                    statistics=config.method != "deepdream",
-                    compiled=config.compile == "on",
-                    on_event=on_event,
-                )
+                partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event)
             )
-        for k in missing:
-            start, stop = plan[k]
-            with enough_memory("--image-batch-size"):
-                batch = synthesiser.batch(
-                    label_range(classes, start, stop, seed=config.seed),
-                    generator=generator_for(config.seed, "batch", k),
-                    on_step=watcher(f"batch {k + 1} of {len(plan)}", config, on_event, should_stop),
+            missing = outstanding(run, synthesiser, held, on_event=on_event)
+            pace = _Pace(on_event, should_stop, batches=len(missing))
+            for k in missing:
+                start, stop = plan[k]
+                with enough_memory("--image-chunk"):
+                    batch = synthesiser.batch(
+                        layout.labels(start, stop),
+                        generator=generator_for(config.seed, "batch", k),
+                        on_step=pace.on_step,
+                    )
+                predictions = partners.verifiers.predictions(batch.images)
+                bank.add(
+                    k,
+                    batch.images,
+                    batch.labels,
+                    start=start,
+                    facts=batch.facts(
+                        class_names=teacher.card.class_names, predictions=predictions
+                    ),
+                    line=batch.summary(predictions=predictions),
                 )
-            predictions = verifiers.predictions(batch.images)
-            bank.add(
-                k,
-                batch.images,
-                batch.labels,
-                start=start,
-                facts=batch.facts(class_names=card.class_names, predictions=predictions),
-                line=batch.summary(predictions=predictions),
-            )
+                carry(run, bank, synthesiser, following=k + 1)
+                pace.on_batch(batch, predictions)
         bank.write_contact_sheet()
         result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
         on_event(Finished("invert", result.seconds))
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Which class each image shows."""
+
+    classes: list[int]
+    weights: list[float]
+    count: int  # images in all
+    seed: int
+
+    @classmethod
+    def of(cls, config: InvertConfig, card: Card) -> Self:
+        """Raises: ConfigError: no such class, or no image at all."""
+        names: dict[str, Any] = {
+            "num_classes": card.num_classes,
+            "class_names": card.class_names,
+        }
+        classes = parse_classes(config.classes, **names)
+        weights = parse_weights(config.class_weights, classes, **names)
+        count = count_images(weights, config.per_class)
+        if count == 0:
+            raise ConfigError("--class-weights and --per-class leave no image to make")
+        return cls(classes=classes, weights=weights, count=count, seed=config.seed)
+
+    def labels(self, start: int, stop: int) -> Tensor:
+        """Labels of images start..stop-1, int64."""
+        return label_range(self.classes, start, stop, seed=self.seed, weights=self.weights)
+
+
+class _Pace:
+    """Progress over all batches: steps, images, images per second, each term, the verifiers."""
+
+    def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int) -> None:
+        self._on_event = on_event
+        self._should_stop = should_stop
+        self._batches = batches
+        self._done = self._images = 0
+        self._began = time.perf_counter()
+        self._hits: dict[str, int] = {}
+
+    def on_step(self, step: int, steps: int, terms: dict[str, float]) -> None:
+        """Report now and then; stop when asked: the batch is then made again.
+
+        Raises: Stopped.
+        """
+        if step % LOOK == 0 or step == steps:
+            shown = {"images": float(self._images)}
+            if self._images:
+                shown["images/s"] = self._images / (time.perf_counter() - self._began)
+            shown |= terms | {name: 100 * n / self._images for name, n in self._hits.items()}
+            done, total = self._done * steps + step, self._batches * steps
+            self._on_event(Progress("invert", done, total, "steps", shown))
+        if self._should_stop():
+            raise Stopped("finished batches are kept; the same command continues")
+
+    def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
+        """A batch is complete."""
+        self._done += 1
+        self._images += len(batch.labels)
+        for name, top1 in {"teacher": batch.predictions, **predictions}.items():
+            hits = int((top1 == batch.labels).sum())
+            key = f"{name} %"
+            self._hits[key] = self._hits.get(key, 0) + hits
 
 
 def _deal(
@@ -164,6 +226,7 @@ def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:
         images=images,
         shards=len(lines),
         r_feature=mean([line["r_feature"] for line in lines]),
+        r_feature_expected=mean([line["r_feature_expected"] for line in lines]),
         teacher_top1=mean([line["teacher_top1"] for line in lines]),
         verifiers={
             name: mean([line["verifiers"][name] for line in lines])

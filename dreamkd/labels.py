@@ -17,6 +17,8 @@ from torch import Tensor
 from dreamkd.errors import ConfigError, nearest
 from dreamkd.randomness import generator_for
 
+_LARGEST_WEIGHT = 1000
+
 
 def parse_classes(text: str, *, num_classes: int, class_names: Sequence[str] = ()) -> list[int]:
     """Class indices of `all`, `0-9,15`, or names, in the order given, each once.
@@ -45,15 +47,83 @@ def parse_classes(text: str, *, num_classes: int, class_names: Sequence[str] = (
     return list(chosen)
 
 
-def label_range(classes: Sequence[int], start: int, stop: int, *, seed: int) -> Tensor:
-    """Labels of images start..stop-1 of the round-by-round layout: int64 (stop - start,)."""
-    size = len(classes)
-    rounds = range(start // size, (stop - 1) // size + 1)
-    orders = [
-        torch.randperm(size, generator=generator_for(seed, "labels", number)) for number in rounds
-    ]
-    positions = torch.cat(orders)[start - rounds[0] * size :][: stop - start]
-    return torch.tensor(list(classes))[positions]
+def parse_weights(
+    text: str | None, classes: Sequence[int], *, num_classes: int, class_names: Sequence[str] = ()
+) -> list[float]:
+    """The weight of each of `classes`: `3:2,cat:0.5`; 1 where nothing is said.
+
+    Raises: ConfigError: not of this form, not a class that is made, or not a number from 0 to 1000.
+    """
+    weights = dict.fromkeys(classes, 1.0)
+    for part in text.split(",") if text else ():
+        names, colon, number = part.rpartition(":")
+        try:
+            weight = float(number) if colon else math.nan
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight <= _LARGEST_WEIGHT:
+            raise ConfigError(
+                f"--class-weights: {part!r} is not CLASS:WEIGHT with a weight within "
+                f"0..{_LARGEST_WEIGHT}"
+            )
+        try:
+            named = parse_classes(names, num_classes=num_classes, class_names=class_names)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("--classes", "--class-weights")) from None
+        for label in named:
+            if label not in weights:
+                raise ConfigError(f"--class-weights: class {label} is not among --classes")
+            weights[label] = weight
+    return list(weights.values())
+
+
+def count_images(weights: Sequence[float], per_class: int) -> int:
+    """Images of `per_class` rounds: of each class, its weight times as many, rounded down."""
+    return sum(_share(weight, per_class) for weight in weights)
+
+
+def label_range(
+    classes: Sequence[int],
+    start: int,
+    stop: int,
+    *,
+    seed: int,
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Labels of images start..stop-1 of the round-by-round layout: int64 (stop - start,).
+
+    A class of weight w is in round i floor((i + 1) w) - floor(i w) times: once where w is 1.
+    """
+    weights = weights or [1.0] * len(classes)
+    first = number = _round_of(start, weights)
+    labels: list[Tensor] = []
+    while count_images(weights, number) < stop:
+        members = [
+            label
+            for label, weight in zip(classes, weights, strict=True)
+            for _ in range(_share(weight, number + 1) - _share(weight, number))
+        ]
+        order = torch.randperm(len(members), generator=generator_for(seed, "labels", number))
+        labels.append(torch.tensor(members)[order])
+        number += 1
+    before = count_images(weights, first)
+    return torch.cat(labels)[start - before : stop - before]
+
+
+def _share(weight: float, rounds: int) -> int:
+    """Images of a class in the first `rounds` rounds; 0.1 of ten is one, whatever float says."""
+    return math.floor(weight * rounds + 1e-9)
+
+
+def _round_of(image: int, weights: Sequence[float]) -> int:
+    """The round that holds image number `image`."""
+    low, high = 0, 1
+    while count_images(weights, high) <= image:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_images(weights, middle) <= image else (low, middle)
+    return low
 
 
 def plan_batches(

@@ -1,6 +1,7 @@
 """The equations, one pure function each.
 
-Every term is a mean over images or a statistic of the batch: no weight depends on its size.
+Every term is a mean over images or a statistic of the batch: no weight depends on its size. Terms
+that each image has for itself are returned per image, (B,); their mean is taken by the caller.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from dreamkd.errors import NoBatchNormError
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:
-    """L(x, y): cross-entropy of the teacher, mean over images (seed Eq. 2).
+    """L(x, y): cross-entropy of the teacher, per image (seed Eq. 2).
 
     Args:
         logits: (B, classes). labels: (B,) int64.
-    Returns: scalar >= 0.
+    Returns: (B,), each >= 0.
     """
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def r_feature(stats: Sequence[Moments], *, first_scale: float = 1.0) -> Tensor:
@@ -52,22 +53,22 @@ def r_feature(stats: Sequence[Moments], *, first_scale: float = 1.0) -> Tensor:
 
 
 def tv_l2(x: Tensor) -> Tensor:
-    """R_TV of Eq. 3 as released: Euclidean norms of four difference images, mean over images.
+    """R_TV of Eq. 3 as released: Euclidean norms of four difference images, per image.
 
-        ||d_right||_2 + ||d_down||_2 + ||d_down-right||_2 + ||d_up-right||_2   per image
+        ||d_right||_2 + ||d_down||_2 + ||d_down-right||_2 + ||d_up-right||_2
 
     The released scripts take each norm over the whole batch; a weight of theirs is multiplied by
     sqrt(batch) to mean the same here.
 
     Args: x: (B, C, H, W).
-    Returns: scalar >= 0.
+    Returns: (B,), each >= 0.
     """
-    return torch.stack([_norms(d).mean() for d in _differences(x)]).sum()
+    return torch.stack([_norms(d) for d in _differences(x)]).sum(0)
 
 
 def tv_l1(x: Tensor) -> Tensor:
-    """Mean absolute difference to the four neighbours, summed over directions, mean over images."""
-    return torch.stack([d.abs().mean() for d in _differences(x)]).sum()
+    """Mean absolute difference to the four neighbours, summed over directions, per image: (B,)."""
+    return torch.stack([d.abs().flatten(1).mean(1) for d in _differences(x)]).sum(0)
 
 
 def _differences(x: Tensor) -> tuple[Tensor, ...]:
@@ -87,8 +88,8 @@ def _norms(x: Tensor) -> Tensor:
 
 
 def l2(x: Tensor) -> Tensor:
-    """R_l2 of Eq. 3: Euclidean norm per image of (B, C, H, W), mean over images."""
-    return _norms(x).mean()
+    """R_l2 of Eq. 3: Euclidean norm per image of (B, C, H, W): (B,)."""
+    return _norms(x)
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -113,8 +114,8 @@ def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0
 
 
 def competition(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """R_c = 1 - JS(p_T, p_S), mean over images (seed Eq. 8): low where the networks disagree."""
-    return 1 - jensen_shannon(teacher, student, temperature=temperature).mean()
+    """R_c = 1 - JS(p_T, p_S), per image (seed Eq. 8): low where the networks disagree."""
+    return 1 - jensen_shannon(teacher, student, temperature=temperature)
 
 
 def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:

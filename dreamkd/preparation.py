@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dreamkd import batchnorm
+from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, OutputConfig, merge, settle
 from dreamkd.engine import Runtime, twin, worth_compiling
 from dreamkd.errors import ModelError
@@ -24,12 +24,14 @@ def prepare(
     config: Config,
     *,
     teacher: Classifier,
+    prior: Classifier | None = None,
     image_steps: Callable[[Config], int],
     inputs: Mapping[str, Any],
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: taken from the run if it exists, else made and kept.
 
     Args:
+        prior: the network whose statistics are matched, if not the teacher.
         image_steps: images times steps of the whole job, by the settled settings.
         inputs: hashes of what else the outcome depends on, such as data that are read.
 
@@ -48,10 +50,12 @@ def prepare(
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
     config = replace(settled(config, teacher), **runtime.settings())
-    if config.compile == "auto":
-        calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
-        earns = worth_compiling(calls, image_steps=image_steps(config))
-        config = replace(config, compile="on" if earns else "off")
+    with runtime.active():
+        config = _measured(config, teacher, runtime=runtime, prior=prior)
+        if config.compile == "auto":
+            calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
+            earns = worth_compiling(calls, image_steps=image_steps(config))
+            config = replace(config, compile="on" if earns else "off")
     printed = {f.name for f in fields(OutputConfig)} | {"out"}
     kept = {k: v for k, v in _all(config).items() if k not in printed}
     run.settle(
@@ -67,34 +71,69 @@ def prepare(
 
 
 def settled(config: Config, teacher: Classifier) -> Config:
-    """Every `auto` but the machine's decided, and the outcome checked as if it had been given.
+    """Every `auto` decided but the machine's and the measured, and checked as if it had been given.
 
     Raises:
         ConfigError: what was given does not go with what follows from the model.
     """
-    return merge(type(config), _all(settle(config, input_size=teacher.card.input_size)))
+    decided = settle(config, input_size=teacher.card.input_size)
+    if not config.stages and not _runs(teacher, factor=coarsest(decided)):
+        decided = replace(decided, stages=decided.stages[-1:])  # such as a transformer of one size
+    return merge(type(config), _all(decided))
 
 
-def try_out(classifier: Classifier, *, training: bool = False) -> None:
+def coarsest(config: Config) -> int:
+    """By how much images are shrunk in the first of the stages."""
+    return int(2 ** max(0, len(config.stages) - 1))
+
+
+def _measured(
+    config: Config, teacher: Classifier, *, runtime: Runtime, prior: Classifier | None
+) -> Config:
+    """What is measured on the model, decided: the weight of R_feature, the chunk of a batch."""
+    idle = config.idle()
+    if config.r_feature == "auto" and "r_feature" not in idle:
+        weight = calibration.r_feature_weight(teacher, config, seed=config.seed, prior=prior)
+        # The ratio has done its work; kept, it would contradict the weight.
+        config = replace(config, r_feature=weight, r_feature_ratio="auto")
+    if config.image_chunk == "auto" and "image_chunk" not in idle:
+        chunk = calibration.image_chunk(teacher, config, runtime=runtime, prior=prior)
+        config = replace(config, image_chunk=chunk)
+    return config
+
+
+def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) -> None:
     """Run two blank images through a copy: better now than after an hour.
+
+    Args: factor: by which the images are shrunk on both sides.
 
     Raises:
         ModelError: the network does not run at its input size, or takes images that no shard holds.
     """
     card = classifier.card
-    size = "x".join(map(str, card.input_size))
-    if card.input_size[0] not in (1, 3):
+    channels, height, width = card.input_size
+    shape = (channels, height // factor, width // factor)
+    size = "x".join(map(str, shape))
+    if channels not in (1, 3):
         raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
     probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
     try:
         with torch.no_grad():
-            probe.train(training)(torch.zeros(2, *card.input_size))
+            probe.train(training)(torch.zeros(2, *shape))
     except Exception as error:  # whatever an operation says of a shape it cannot take
         raise ModelError(
             f"{card.architecture} does not run on images of {size}: {error}; choose another network"
-            " or --input-size"
+            ", --input-size or --stages"
         ) from error
+
+
+def _runs(classifier: Classifier, *, factor: int) -> bool:
+    try:
+        try_out(classifier, factor=factor)
+    except ModelError:
+        return False
+    return True
 
 
 def _all(config: InvertConfig | DistillConfig) -> dict[str, Any]:

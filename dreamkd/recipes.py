@@ -23,10 +23,12 @@ from dreamkd.events import Hint, OnEvent, Progress
 from dreamkd.images import Pixels
 from dreamkd.labels import label_range
 from dreamkd.models import Classifier
+from dreamkd.objective import Rival
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
-from dreamkd.synthesis import Batch, Rival, Synthesiser, watcher
-from dreamkd.training import LOOK, Training
+from dreamkd.sequence import carry, outstanding
+from dreamkd.synthesis import LOOK, OnStep, Synthesiser
+from dreamkd.training import Training
 
 #: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
 _SYNTHESIS_SHARE = 2 / 3
@@ -45,9 +47,11 @@ class Job:
     runtime: Runtime
     teacher: Classifier
     student: Classifier
+    prior: Classifier | None  # whose statistics are matched, if not the teacher's
     given: Tensor | None  # what `offline` trains on, uint8 (N, C, H, W)
     on_event: OnEvent
     should_stop: Callable[[], bool]
+    flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
 
     def __post_init__(self) -> None:
         """Set up the student's training."""
@@ -66,6 +70,7 @@ class Job:
 
     def save(self) -> None:
         """Keep the state."""
+        self.flush()
         tensors, facts = self.training.state()
         self.run.save_state(self.name, tensors, {**facts, "synthesis_seconds": self.seconds})
         self._saved_at = time.monotonic()
@@ -108,31 +113,48 @@ def adaptive(job: Job) -> Tensor:
     size = int(config.image_batch_size)
     count = batches(config)
     bank = Bank(job.run, on_event=job.on_event)
+    job.flush = bank.flush
     held = [bank.holds(k) for k in range(count)]
     job.resume()
-    lost = [k for k in range(count) if _competes(k, config) and not held[k]]
-    if any(job.training.step > begins(k, config) for k in lost):
-        # The student has gone past a batch that needs the student of its time.
-        job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
-        job.training.restart()
     images = torch.empty((count * size, *card.input_size), dtype=torch.uint8)
-    if not all(held):
-        job.run.begin()
     with ExitStack() as stack:
         stack.enter_context(bank)
         stack.enter_context(job.training)
-        synthesise = _Lazy(job, stack)
+        missing = set()
+        if not all(held):
+            job.run.begin()
+            rival = Classifier(copy.deepcopy(job.student.module), job.student.card)
+            synthesiser = stack.enter_context(_synthesiser(job, rival))
+            missing = {*outstanding(job.run, synthesiser, held, on_event=job.on_event)}
+        if any(_competes(k, config) and job.training.step > begins(k, config) for k in missing):
+            # The student has gone past a batch that needs the student of its time.
+            job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
+            job.training.restart()
         for k in range(count):
             job.train(images[: k * size], until=begins(k, config))
-            if not held[k]:
+            if k in missing:
                 began = time.perf_counter()
-                batch = synthesise(k, count)
+                rival.module.load_state_dict(job.training.student.module.state_dict())
+                phase = f"images {k + 1} of {count}"
+                with enough_memory("--image-chunk"):
+                    batch = synthesiser.batch(
+                        label_range(
+                            range(card.num_classes), k * size, (k + 1) * size, seed=config.seed
+                        ),
+                        generator=generator_for(config.seed, "batch", k),
+                        compete=_competes(k, config),
+                        on_step=_watcher(phase, job),
+                    )
                 facts = batch.facts(class_names=card.class_names, predictions={})
                 line = batch.summary(predictions={})
                 start = k * size
                 bank.add(k, batch.images, batch.labels, start=start, facts=facts, line=line)
+                carry(job.run, bank, synthesiser, following=k + 1)
                 job.seconds += time.perf_counter() - began
-            images[k * size : (k + 1) * size] = bank.read(k)[0]
+                made = batch.images
+            else:
+                made = bank.read(k)[0]
+            images[k * size : (k + 1) * size] = made
         bank.write_contact_sheet()
         job.train(images, until=int(config.steps))
     return images
@@ -141,62 +163,41 @@ def adaptive(job: Job) -> Tensor:
 def on_noise(job: Job, *, count: int) -> None:
     """Train the same student on the noise that synthesis starts from: the baseline."""
     card = job.teacher.card
-    noise = Pixels(
-        (count, *card.input_size),
-        mean=card.mean,
-        std=card.std,
-        clip=True,
-        generator=generator_for(job.config.seed, "noise"),
-    )
-    images = to_uint8(noise.inputs().detach(), mean=card.mean, std=card.std)
+    noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
+    noise.begin(count, generator_for(job.config.seed, "noise"))
+    images = to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std)
     job.resume()
     with job.training:
         job.train(images, until=int(job.config.steps))
 
 
-class _Lazy:
-    """The synthesisers of a run, each set up when its first batch is due."""
+def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:
+    config = job.config
+    return Synthesiser(
+        job.teacher,
+        config,
+        runtime=job.runtime,
+        seed=config.seed,
+        prior=job.prior,
+        rival=Rival(rival, config.competition, config.competition_temperature),
+        compiled=config.compile == "on",
+        on_event=job.on_event,
+    )
 
-    def __init__(self, job: Job, stack: ExitStack) -> None:
-        self._job = job
-        self._stack = stack
-        self._rival: Classifier | None = None
-        self._made: dict[bool, Synthesiser] = {}
 
-    def __call__(self, k: int, count: int) -> Batch:
-        """Batch `k` of `count`, against the student as it is now if the first bank is complete."""
-        job, config = self._job, self._job.config
-        competes = _competes(k, config)
-        if competes not in self._made:
-            self._made[competes] = self._stack.enter_context(self._synthesiser(competes))
-        if competes:
-            assert self._rival is not None
-            self._rival.module.load_state_dict(job.training.student.module.state_dict())
-        size = int(config.image_batch_size)
-        classes = range(job.teacher.card.num_classes)
-        phase = f"images {k + 1} of {count}"
-        with enough_memory("--image-batch-size"):
-            return self._made[competes].batch(
-                label_range(classes, k * size, (k + 1) * size, seed=config.seed),
-                generator=generator_for(config.seed, "batch", k),
-                on_step=watcher(phase, config, job.on_event, job.should_stop),
-            )
+def _watcher(phase: str, job: Job) -> OnStep:
+    """Reports progress and stops when asked: the batch is then made again.
 
-    def _synthesiser(self, competes: bool) -> Synthesiser:
-        job, config = self._job, self._job.config
-        rival = None
-        if competes:
-            student = job.training.student
-            self._rival = Classifier(copy.deepcopy(student.module), student.card)
-            rival = Rival(self._rival, config.competition, config.competition_temperature)
-        return Synthesiser(
-            job.teacher,
-            config,
-            runtime=job.runtime,
-            rival=rival,
-            compiled=config.compile == "on",
-            on_event=job.on_event,
-        )
+    Raises (when called): Stopped.
+    """
+
+    def watch_step(step: int, steps: int, terms: dict[str, float]) -> None:
+        if step % LOOK == 0 or step == steps:
+            job.on_event(Progress(phase, step, steps, "steps", terms))
+        if job.should_stop():
+            raise Stopped("finished batches are kept; the same command continues")
+
+    return watch_step
 
 
 def batches(config: DistillConfig) -> int:

@@ -3,12 +3,12 @@
     with Synthesiser(teacher, config, ...) as synthesiser:
         batch = synthesiser.batch(labels, generator=generator)
 
-The hooks and the compiled graph are set up once and serve every batch.
+The hooks and the compiled graphs are set up once and serve every batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,37 +16,21 @@ from typing import Any, Self
 import torch
 from torch import Generator, Tensor
 
-from dreamkd import losses
-from dreamkd.augment import Roll, draw_roll, roll
-from dreamkd.batchnorm import watch
+from dreamkd.augment import View, draw_view, smallest_crop
+from dreamkd.batchnorm import Moments, blend
 from dreamkd.config import ImageConfig
-from dreamkd.engine import (
-    Runtime,
-    check_finite,
-    compile_step,
-    frozen,
-    normalise,
-    on_device,
-    rate,
-    to_uint8,
-    twin,
-)
-from dreamkd.errors import Stopped
-from dreamkd.events import OnEvent, Progress, ignore
-from dreamkd.images import Pixels
-from dreamkd.models import Card, Classifier
+from dreamkd.engine import Runtime, check_finite, rate, to_uint8
+from dreamkd.events import OnEvent, ignore
+from dreamkd.images import IMAGES
+from dreamkd.models import Classifier
+from dreamkd.objective import Average, Objective, Rival
+from dreamkd.observation import Observer
 
 #: Steps between two looks at the terms: each look is a host sync.
 LOOK = 25
 
-
-@dataclass(frozen=True)
-class Rival:
-    """The student that images should disagree about with the teacher (seed Eq. 8-9)."""
-
-    student: Classifier
-    weight: float  # alpha_c
-    temperature: float = 1.0
+#: Told of every step: its number, steps in all, the newest weighted terms. May raise to stop.
+OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +42,7 @@ class Batch:
     predictions: Tensor  # int64 (B,): the teacher's top-1
     confidences: Tensor  # float32 (B,): the teacher's probability of the label
     r_feature: float  # of the kept images, unweighted; 0 without batch norm
+    r_feature_expected: float  # what as many and as varied images show by chance
     terms: dict[str, float]  # weighted terms of the last step
 
     def facts(
@@ -83,6 +68,7 @@ class Batch:
         return {
             "terms": {name: round(value, 6) for name, value in self.terms.items()},
             "r_feature": round(self.r_feature, 4),
+            "r_feature_expected": round(self.r_feature_expected, 4),
             "teacher_top1": percent(self.predictions),
             "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
         }
@@ -97,7 +83,9 @@ class Synthesiser:
         config: ImageConfig,
         *,
         runtime: Runtime,
+        seed: int = 0,
         statistics: bool = True,
+        prior: Classifier | None = None,
         rival: Rival | None = None,
         compiled: bool = False,
         on_event: OnEvent = ignore,
@@ -106,30 +94,41 @@ class Synthesiser:
 
         Args:
             config: settled (no `auto` left) for the teacher's input size.
+            seed: of what is learned over batches, by a generator.
             statistics: whether R_feature is part of the loss (not so in DeepDream).
+            prior: a second network whose statistics are matched instead of the teacher's.
             rival: the student of Adaptive DeepInversion; its weights may change between batches.
         """
         self.teacher = teacher
         self.config = config
         self.runtime = runtime
-        self._statistics = statistics
-        self._rival = rival
-        self._compiled = compiled
-        self._on_event = on_event
+        card = teacher.card
+        self._images = IMAGES[config.images](
+            card.input_size,
+            mean=card.mean,
+            std=card.std,
+            clip=config.clip == "on",
+            seed=seed,
+            device=runtime.device,
+        )
+        self._objective = Objective(
+            teacher,
+            config,
+            runtime=runtime,
+            statistics=statistics,
+            prior=prior,
+            rival=rival,
+            compiled=compiled,
+            on_event=on_event,
+        )
+        self._observer = Observer(teacher, prior=prior, device=runtime.device)
+        self._momentum = float(config.bn_momentum) if statistics else 0.0
+        self._average: list[Moments] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        device = self.runtime.device
-        # A twin carries the hooks: others who run the teacher meanwhile do not pay for them.
-        teacher = self._stack.enter_context(on_device(self.teacher.module, device))
-        self._model = self._stack.enter_context(frozen(twin(teacher)))
-        if self._rival is not None:
-            self._stack.enter_context(on_device(self._rival.student.module, device))
-        self._watched = self._stack.enter_context(watch(self._model))
-        self._stack.enter_context(self.runtime.active())
-        self._step: Callable[[Tensor, Roll, Tensor], Tensor] = self._terms
-        if self._compiled:
-            self._step = compile_step(self._terms, on_event=self._on_event)
+        self._stack.enter_context(self._objective)
+        self._observe = self._stack.enter_context(self._observer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,146 +139,149 @@ class Synthesiser:
         labels: Tensor,
         *,
         generator: Generator,
-        on_step: Callable[[int, dict[str, float]], None] | None = None,
+        compete: bool = True,
+        on_step: OnStep | None = None,
     ) -> Batch:
         """Synthesise one image per label.
 
         Args:
             labels: int64 (B,), the class each image should show.
-            generator: source of the start and of every view; the batch is a function of it.
-            on_step: called after every step with its number and the newest weighted terms; may
-                raise to stop.
+            generator: source of the start and of every view; the batch is a function of it, and,
+                where something is carried from batch to batch, of the batches before.
+            compete: whether the rival takes part, if there is one.
         Raises: DivergedError: a term became NaN or infinite.
         """
-        config, card, device = self.config, self.teacher.card, self.runtime.device
-        channels, height, width = card.input_size
-        images = Pixels(
-            (len(labels), channels, height, width),
-            mean=card.mean,
-            std=card.std,
-            clip=config.clip == "on",
-            generator=generator,
-            device=device,
-        )
-        targets = labels.to(device)
-        betas = (float(config.image_beta1), float(config.image_beta2))
-        optimizer = torch.optim.Adam(images.parameters(), betas=betas, fused=True)
-        steps, lr = int(config.image_steps), float(config.image_lr)
-        terms: dict[str, float] = {}
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = lr * rate(
-                step, steps, warmup=int(config.image_warmup), schedule=config.image_schedule
-            )
-            view = draw_roll(
-                (len(labels), height, width),
-                shift=int(config.jitter),
-                flip=config.flip == "on",
-                generator=generator,
-            )
-            view = Roll(*(index.to(device, non_blocking=True) for index in view))
-            weighted = self._run(images.inputs(), view, targets)
-            optimizer.zero_grad()
-            torch.autograd.backward(weighted.sum() * self.runtime.loss_scale)
-            images.scale_gradients(1 / self.runtime.loss_scale)
-            optimizer.step()
-            images.project()
-            if step % LOOK == LOOK - 1 or step == steps - 1:
-                terms = dict(zip(self.term_names, weighted.tolist(), strict=True))  # host sync
-                check_finite(terms, where=f"image step {step + 1} of {steps}")
-            if on_step is not None:
-                on_step(step + 1, terms)
-        return self._keep(images.inputs().detach(), targets, terms)
+        config, images = self.config, self._images
+        images.begin(len(labels), generator)
+        targets = labels.to(self.runtime.device)
+        average = Average(self._average, self._momentum) if self._average is not None else None
+        total, done, terms = int(config.image_steps), 0, dict[str, float]()
+        best = _Best() if config.keep == "best" else None
+        for factor, steps in stages(config):
+            optimizer = self._optimizer()
+            for step in range(steps):
+                self._set_rate(optimizer, step, steps)
+                view = self._view(len(labels), factor, share=done / total, generator=generator)
+                with self.runtime.autocast():
+                    x = images.inputs()
+                loss = self._objective(
+                    x, targets, view, factor=factor, compete=compete, average=average
+                )
+                if best is not None and factor == 1:
+                    best.offer(x.detach(), loss.scores)
+                optimizer.zero_grad()
+                torch.autograd.backward(x, loss.gradient)
+                images.learn()
+                optimizer.step()
+                images.project()
+                done += 1
+                if done % LOOK == 0 or done == total:
+                    values = loss.terms.tolist()  # host sync
+                    names = self._objective.term_names(compete=compete)
+                    terms = dict(zip(names, values, strict=True))
+                    check_finite(terms, where=f"image step {done} of {total}")
+                if on_step is not None:
+                    on_step(done, total, terms)
+        with torch.no_grad(), self.runtime.autocast():
+            x = images.inputs().detach() if best is None else best.images
+        images.end(lr=float(config.image_lr))
+        return self._finish(x, labels, terms)
 
     @property
-    def term_names(self) -> list[str]:
-        """The terms of the loss, in the order in which the step returns them."""
-        names = ["ce"]
-        names += ["r_feature"] if self._statistics else []
-        names += [name for name in _PRIORS if getattr(self.config, name)]
-        return names + (["competition"] if self._rival else [])
+    def sequential(self) -> bool:
+        """Whether a batch depends on those before it."""
+        return self._images.sequential or self._momentum > 0
 
-    def _run(self, x: Tensor, view: Roll, labels: Tensor) -> Tensor:
-        with self.runtime.autocast():
-            return self._step(x, view, labels)
+    def state(self) -> dict[str, Tensor]:
+        """What is carried to the next batch; empty unless `sequential`."""
+        tensors = {f"images.{name}": value for name, value in self._images.state().items()}
+        for i, layer in enumerate(self._average or ()):
+            for name, value in layer._asdict().items():
+                tensors[f"average.{i:04d}.{name}"] = value
+        return tensors
 
-    def _terms(self, x: Tensor, view: Roll, labels: Tensor) -> Tensor:
-        """The weighted terms of Eq. 2, 7 or 9, (terms,): compiled into one graph with the network.
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` gave; from the beginning if it is empty."""
+        prefix = "images."
+        images = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        self._images.restore(images)
+        names = sorted(name for name in state if name.startswith("average."))
+        fields = len(Moments._fields)
+        layers = [names[i : i + fields] for i in range(0, len(names), fields)]
+        self._average = [
+            Moments(
+                **{name.rpartition(".")[2]: state[name].to(self.runtime.device) for name in layer}
+            )
+            for layer in layers
+        ] or None
 
-        x: (B, C, H, W) normalised for the teacher; labels: (B,).
-        """
+    def _optimizer(self) -> torch.optim.Adam:
+        """A fresh Adam: each resolution has its own moments."""
+        betas = (float(self.config.image_beta1), float(self.config.image_beta2))
+        return torch.optim.Adam(self._images.parameters(), betas=betas, fused=True)
+
+    def _set_rate(self, optimizer: torch.optim.Adam, step: int, steps: int) -> None:
+        warmup = min(int(self.config.image_warmup), steps // 2)
+        factor = rate(step, steps, warmup=warmup, schedule=self.config.image_schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = float(self.config.image_lr) * factor * group["scale"]
+
+    def _view(self, count: int, factor: int, *, share: float, generator: Generator) -> View:
+        """Draw how the network sees each image; `share` of the batch's steps are done."""
         config = self.config
-        inputs = roll(x, view).contiguous(memory_format=torch.channels_last)
-        logits = self._model(inputs)
-        stats = self._watched.take()
-        terms = [float(config.ce) * losses.classification(logits, labels)]
-        if self._statistics:
-            scale = float(config.first_bn)
-            terms.append(float(config.r_feature) * losses.r_feature(stats, first_scale=scale))
-        for name, prior in _PRIORS.items():
-            weight = float(getattr(config, name))
-            if weight:
-                terms.append(weight * prior(x))
-        if self._rival is not None:
-            student = self._rival.student
-            theirs = student.module(renormalise(inputs, self.teacher.card, student.card))
-            disagreement = losses.competition(logits, theirs, temperature=self._rival.temperature)
-            terms.append(self._rival.weight * disagreement)
-        return torch.stack(terms)
+        _, height, width = self.teacher.card.input_size
+        view = draw_view(
+            (count, height // factor, width // factor),
+            shift=round(int(config.jitter) / factor),
+            flip=config.flip == "on",
+            smallest=smallest_crop(share, end=float(config.crop)),
+            generator=generator,
+        )
+        return view.to(self.runtime.device)
 
-    @torch.no_grad()
-    def _keep(self, x: Tensor, labels: Tensor, terms: dict[str, float]) -> Batch:
-        """Round the images as they will be stored, and measure those."""
-        card = self.teacher.card
-        images = to_uint8(x, mean=card.mean, std=card.std)
-        logits = self._model(normalise(images, mean=card.mean, std=card.std))
-        stats = self._watched.take()
-        probabilities = logits.float().softmax(1)
+    def _finish(self, x: Tensor, labels: Tensor, terms: dict[str, float]) -> Batch:
+        """Round the images as they will be stored, look at those, and remember their statistics."""
+        card, momentum = self.teacher.card, self._momentum
+        images = to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu()
+        seen = self._observe(images, labels)
+        if momentum > 0:
+            parts = [seen.stats] if self._average is None else [self._average, seen.stats]
+            self._average = blend(parts, [1.0] if len(parts) == 1 else [momentum, 1 - momentum])
         return Batch(
-            images=images.cpu(),
+            images=images,
             labels=labels.cpu(),
-            predictions=logits.argmax(1).cpu(),
-            confidences=probabilities.gather(1, labels[:, None])[:, 0].cpu(),
-            r_feature=float(losses.r_feature(stats)) if stats else 0.0,
+            predictions=seen.predictions,
+            confidences=seen.confidences,
+            r_feature=seen.r_feature,
+            r_feature_expected=seen.r_feature_expected,
             terms=terms,
         )
 
 
-def watcher(
-    phase: str, config: ImageConfig, on_event: OnEvent, should_stop: Callable[[], bool]
-) -> Callable[[int, dict[str, float]], None]:
-    """An `on_step` that reports progress and stops when asked: the batch is then made again.
+class _Best:
+    """The best version of each image so far, by what it has of the loss for itself."""
 
-    Raises (when called): Stopped.
-    """
+    images: Tensor
 
-    def watch_step(step: int, terms: dict[str, float]) -> None:
-        total = int(config.image_steps)
-        if step % LOOK == 0 or step == total:
-            on_event(Progress(phase, step, total, "steps", terms))
-        if should_stop():
-            raise Stopped("finished batches are kept; the same command continues")
+    def __init__(self) -> None:
+        self._scores: Tensor | None = None
 
-    return watch_step
-
-
-def renormalise(inputs: Tensor, source: Card, target: Card) -> Tensor:
-    """Inputs of one network as inputs of another: x * std_s + mean_s, then (x - mean_t) / std_t."""
-    if (source.mean, source.std) == (target.mean, target.std):
-        return inputs
-    scale = _per_channel([a / b for a, b in zip(source.std, target.std, strict=True)], inputs)
-    offset = _per_channel(
-        [(m - n) / t for m, n, t in zip(source.mean, target.mean, target.std, strict=True)],
-        inputs,
-    )
-    return inputs * scale + offset
+    def offer(self, images: Tensor, scores: Tensor) -> None:
+        """Keep those of `images` (B, C, H, W) whose `scores` (B,) are lower than before."""
+        if self._scores is None:
+            self.images, self._scores = images.clone(), scores
+            return
+        better = scores < self._scores
+        self.images = torch.where(better[:, None, None, None], images, self.images)
+        self._scores = torch.where(better, scores, self._scores)
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device).view(-1, 1, 1)
-
-
-_PRIORS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tv_l1": losses.tv_l1,
-    "tv_l2": losses.tv_l2,
-    "l2": losses.l2,
-}
+def stages(config: ImageConfig) -> Iterator[tuple[int, int]]:
+    """(factor, steps) of each resolution, coarse to full: `--stages 2,1` is two thirds at half."""
+    lengths = [int(length) for length in config.stages]
+    total, whole, before = int(config.image_steps), sum(lengths), 0
+    for i, length in enumerate(lengths):
+        before += length
+        start, stop = total * (before - length) // whole, total * before // whole
+        if stop > start:
+            yield 2 ** (len(lengths) - 1 - i), stop - start

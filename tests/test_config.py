@@ -20,6 +20,7 @@ from dreamkd.config import (
     options,
     settle,
 )
+from dreamkd.config.presets import GENERATOR
 from dreamkd.errors import ConfigError
 
 EVERY = [(name, field) for name, config in COMMANDS.items() for field in options(config)]
@@ -143,10 +144,13 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
         assert set(preset) == set(PRESETS["fast"])
         for name, values in preset.items():
             if name != "jitter":  # a share of the side; pixels once settled
-                assert [by_name[name].parse(value) for value in values] == list(values)
-    autos = {field.name for field in options(ImageConfig) if field.default == "auto"}
+                given = [value for value in values if value is not None]  # None: calibrated
+                assert [by_name[name].parse(value) for value in given] == given
+    autos = {field.name for field in options(ImageConfig) if field.default in ("auto", ())}
     assert set(PRESETS["fast"]) - autos == {"first_batches", "rounds", "steps"}
-    assert autos <= set(PRESETS["fast"])
+    assert autos - set(PRESETS["fast"]) == {"image_chunk"}  # measured on the machine
+    assert set(GENERATOR) <= set(PRESETS["fast"])
+    assert all(by_name[k].parse(v) == v for k, v in GENERATOR.items() if v is not None)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,9 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
         ((3, 224, 224), "fast", {"image_batch_size": 64, "jitter": 30, "flip": "on"}),
         ((1, 16, 16), "released", {"image_steps": 2000, "jitter": 1, "flip": "off"}),
         ((1, 224, 224), "released", {"image_batch_size": 84, "flip": "off"}),
-        ((3, 64, 32), "released", {"image_schedule": "constant"}),
+        ((3, 64, 32), "released", {"image_schedule": "constant", "stages": (1,)}),
+        ((3, 224, 224), "released", {"image_steps": 3000, "stages": (2, 1)}),
+        ((3, 224, 224), "paper", {"image_steps": 20000, "stages": (1,), "clip": "off"}),
     ],
 )
 def test_auto_is_settled_by_preset_and_size(
@@ -165,7 +171,9 @@ def test_auto_is_settled_by_preset_and_size(
 ) -> None:
     settled = settle(ImageConfig(preset=preset), input_size=size)
     assert {name: getattr(settled, name) for name in want} == want
-    assert "auto" not in [getattr(settled, field.name) for field in fields(settled)]
+    left = {field.name for field in fields(settled) if getattr(settled, field.name) == "auto"}
+    calibrated = "r_feature" if preset == "fast" else "r_feature_ratio"
+    assert left == {"image_chunk", calibrated}
 
 
 def test_what_is_given_is_not_settled() -> None:

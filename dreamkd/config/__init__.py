@@ -1,26 +1,28 @@
 """Every setting of every command: frozen dataclasses whose fields document themselves.
 
-`options` holds the mechanism (fields with help, range and symbol; parsing; merging), `commands` the
-settings. The command line and docs/cli.md are generated from them.
+`options` holds the mechanism (fields with help, range and symbol; parsing; merging), `commands` and
+`images` the settings, `presets` what `auto` means. The command line and docs/cli.md are generated
+from them.
 """
 
 from dreamkd.config.commands import (
     COMMANDS,
     DistillConfig,
     EvalConfig,
-    ImageConfig,
     InspectConfig,
     InvertConfig,
     ModelConfig,
     OutputConfig,
     RuntimeConfig,
 )
+from dreamkd.config.images import CompetitionConfig, ImageConfig
 from dreamkd.config.options import Option, OptionField, merge, option, options, read_file
 from dreamkd.config.presets import PRESETS, settle
 
 __all__ = [
     "COMMANDS",
     "PRESETS",
+    "CompetitionConfig",
     "DistillConfig",
     "EvalConfig",
     "ImageConfig",

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dreamkd.config.images import (
+    BY_PRESET,
+    IMAGES,
+    MOST_IMAGES,
+    MOST_STEPS,
+    CompetitionConfig,
+    ImageConfig,
+)
 from dreamkd.config.options import option
-from dreamkd.config.presets import PRESETS
 from dreamkd.errors import ConfigError
 
-_MODEL, _IMAGES, _LOSS = "Model", "Images", "Image loss"
-_STUDENT, _DATA, _RUN = "Student", "Data", "Run"
-_BY_PRESET = "by preset and input size"
-_MOST_IMAGES, _MOST_STEPS = 65_536, 10**9  # above, a slip of the hand
+_MODEL, _STUDENT, _DATA, _RUN = "Model", "Student", "Data", "Run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,123 +121,6 @@ class SeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """How one batch of images is synthesised. `auto` follows from the preset and the input size."""
-
-    preset: str = option(
-        "fast",
-        group=_IMAGES,
-        choices=tuple(PRESETS),
-        help="where every auto below comes from: ours, or the settings the authors released",
-    )
-    image_steps: int | str = option(
-        "auto",
-        group=_IMAGES,
-        minimum=1,
-        maximum=_MOST_STEPS,
-        auto=_BY_PRESET,
-        help="optimisation steps per batch",
-    )
-    image_batch_size: int | str = option(
-        "auto",
-        group=_IMAGES,
-        minimum=2,
-        maximum=_MOST_IMAGES,
-        auto=_BY_PRESET,
-        help="largest number of images per batch",
-    )
-    image_lr: float | str = option(
-        "auto", group=_IMAGES, above=0, auto=_BY_PRESET, help="Adam's rate, in normalised units"
-    )
-    image_beta1: float | str = option(
-        "auto", group=_IMAGES, minimum=0, maximum=0.9999, auto=_BY_PRESET, help="Adam's beta 1"
-    )
-    image_beta2: float | str = option(
-        "auto", group=_IMAGES, minimum=0, maximum=0.99999, auto=_BY_PRESET, help="Adam's beta 2"
-    )
-    image_schedule: str = option(
-        "auto",
-        group=_IMAGES,
-        choices=("auto", "cosine", "constant"),
-        help="of the rate, after the warm-up",
-    )
-    image_warmup: int | str = option(
-        "auto",
-        group=_IMAGES,
-        minimum=0,
-        auto=_BY_PRESET,
-        help="steps in which the rate rises linearly",
-    )
-    jitter: int | str = option(
-        "auto",
-        group=_IMAGES,
-        minimum=0,
-        maximum=4096,
-        auto=_BY_PRESET,
-        help="largest shift per step, in pixels",
-    )
-    flip: str = option(
-        "auto",
-        group=_IMAGES,
-        choices=("auto", "on", "off"),
-        help="mirror half of the views; auto never mirrors grey images (digits, letters)",
-    )
-    clip: str = option(
-        "auto",
-        group=_IMAGES,
-        choices=("auto", "on", "off"),
-        help="keep pixels legal after each step",
-    )
-    ce: float | str = option(
-        "auto", group=_LOSS, minimum=0, auto=_BY_PRESET, help="weight of the classification loss L"
-    )
-    r_feature: float | str = option(
-        "auto",
-        group=_LOSS,
-        minimum=0,
-        auto=_BY_PRESET,
-        symbol="alpha_f",
-        help="weight of R_feature, the batch-norm statistics",
-    )
-    first_bn: float | str = option(
-        "auto",
-        group=_LOSS,
-        minimum=0,
-        auto=_BY_PRESET,
-        help="multiplier of the first batch-norm layer in R_feature",
-    )
-    tv_l1: float | str = option(
-        "auto", group=_LOSS, minimum=0, auto=_BY_PRESET, help="weight of the total variation, l1"
-    )
-    tv_l2: float | str = option(
-        "auto",
-        group=_LOSS,
-        minimum=0,
-        auto=_BY_PRESET,
-        symbol="alpha_tv",
-        help="weight of the total variation, l2",
-    )
-    l2: float | str = option(
-        "auto",
-        group=_LOSS,
-        minimum=0,
-        auto=_BY_PRESET,
-        symbol="alpha_l2",
-        help="weight of the norm",
-    )
-
-    def check(self) -> None:
-        """Refuse combinations that no single field can see."""
-        warmup, steps = self.image_warmup, self.image_steps
-        if isinstance(warmup, int) and isinstance(steps, int) and warmup > steps:
-            raise ConfigError(f"--image-warmup: {warmup} is above --image-steps {steps}")
-
-    def idle(self) -> tuple[str, ...]:
-        """Options that have no effect with the others as they are."""
-        return ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class InspectConfig(ModelConfig, OutputConfig):
     """List the batch-norm layers of a model and say whether it can be inverted."""
 
@@ -286,32 +173,44 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputConfig):
-    """Turn a trained classifier into images (DeepDream, DeepInversion)."""
+class InvertConfig(
+    ModelConfig, ImageConfig, CompetitionConfig, RuntimeConfig, SeedConfig, OutputConfig
+):
+    """Turn a trained classifier into images (DeepDream, DeepInversion, Adaptive DeepInversion)."""
 
     model: str = option(
         group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
     )
     method: str = option(
         "deepinversion",
-        group=_IMAGES,
-        choices=("deepdream", "deepinversion"),
-        help="Eq. 2 (no statistics) or Eq. 7",
+        group=IMAGES,
+        choices=("deepdream", "deepinversion", "adaptive"),
+        help="Eq. 2 (no statistics), Eq. 7, or Eq. 9 against --student",
+    )
+    student: str | None = option(
+        None,
+        group=_MODEL,
+        help="of --method adaptive: the model that images should disagree with, as it is",
     )
     classes: str = option(
-        "all", group=_IMAGES, help="all, numbers and ranges (0-9,15) or class names"
+        "all", group=IMAGES, help="all, numbers and ranges (0-9,15) or class names"
     )
     per_class: int = option(
         10,
-        group=_IMAGES,
+        group=IMAGES,
         minimum=1,
-        maximum=_MOST_IMAGES,
+        maximum=MOST_IMAGES,
         identity=False,
         help="images of each class; raising it later, with the same --out, keeps what is there",
     )
+    class_weights: str | None = option(
+        None,
+        group=IMAGES,
+        help="images of a class per image of the others: 3:2,cat:0.5 (fractions are rounded down)",
+    )
     verifier: tuple[str, ...] = option(
         (),
-        group=_IMAGES,
+        group=IMAGES,
         help="independent model(s), comma-separated, whose agreement with the labels is recorded",
     )
     format: str = option(
@@ -327,15 +226,26 @@ class InvertConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputCo
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(InvertConfig, self)
-        _refuse_idle(self, self.idle(), "--method deepdream")
+        _refuse_idle(self)
+        if self.method == "adaptive" and self.student is None:
+            raise ConfigError("--method adaptive: needs the --student that images disagree with")
 
-    def idle(self) -> tuple[str, ...]:
-        """Options that have no effect with the others as they are."""
-        return ("r_feature", "first_bn") if self.method == "deepdream" else ()
+    def idle(self) -> dict[str, str]:
+        """Options that have no effect with the others as they are, and what makes them so."""
+        method = f"--method {self.method}"
+        idle = super().idle()
+        if self.method == "deepdream":
+            names = ("r_feature", "r_feature_ratio", "first_bn", "bn_momentum", "bn_prior")
+            idle |= dict.fromkeys(names, method)
+        if self.method != "adaptive":
+            idle |= dict.fromkeys(("student", *CompetitionConfig.__dataclass_fields__), method)
+        return idle
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputConfig):
+class DistillConfig(
+    ModelConfig, ImageConfig, CompetitionConfig, RuntimeConfig, SeedConfig, OutputConfig
+):
     """Train a student from a teacher without the teacher's data."""
 
     teacher: str = option(
@@ -363,40 +273,30 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     )
     first_batches: int | str = option(
         "auto",
-        group=_IMAGES,
+        group=IMAGES,
         minimum=1,
-        maximum=_MOST_IMAGES,
-        auto=_BY_PRESET,
+        maximum=MOST_IMAGES,
+        auto=BY_PRESET,
         help="image batches before the competition begins",
     )
     rounds: int | str = option(
         "auto",
-        group=_IMAGES,
+        group=IMAGES,
         minimum=0,
-        maximum=_MOST_IMAGES,
-        auto=_BY_PRESET,
+        maximum=MOST_IMAGES,
+        auto=BY_PRESET,
         help="further batches, each against the student of its time",
-    )
-    competition: float = option(
-        1.0,
-        group=_LOSS,
-        minimum=0,
-        symbol="alpha_c",
-        help="weight of R_c = 1 - JS(teacher, student)",
-    )
-    competition_temperature: float = option(
-        1.0, group=_LOSS, above=0, symbol="tau_c", help="of both softmaxes in R_c; Eq. 8 has 1"
     )
     steps: int | str = option(
         "auto",
         group=_STUDENT,
         minimum=1,
-        maximum=_MOST_STEPS,
-        auto=_BY_PRESET,
+        maximum=MOST_STEPS,
+        auto=BY_PRESET,
         help="student steps in all",
     )
     batch_size: int = option(
-        128, group=_STUDENT, minimum=2, maximum=_MOST_IMAGES, help="images per student step"
+        128, group=_STUDENT, minimum=2, maximum=MOST_IMAGES, help="images per student step"
     )
     lr: float = option(0.1, group=_STUDENT, above=0, help="SGD's peak rate, cosine to zero")
     momentum: float = option(
@@ -425,26 +325,26 @@ class DistillConfig(ModelConfig, ImageConfig, RuntimeConfig, SeedConfig, OutputC
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(DistillConfig, self)
-        _refuse_idle(self, self.idle(), "--data")
+        _refuse_idle(self)
         if self.noise_baseline == "on" and not self.eval_data:
             raise ConfigError("--noise-baseline: is measured on --eval-data, which is missing")
         warmup, steps = self.warmup, self.steps
         if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
             raise ConfigError(f"--warmup: {warmup} must be below --steps {steps}")
 
-    def idle(self) -> tuple[str, ...]:
+    def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are: with --data, synthesis."""
         if not self.data:
-            return ()
-        names = ImageConfig.__dataclass_fields__
-        loop = ("first_batches", "rounds", "competition", "competition_temperature")
-        return (*(name for name in names if name not in ("preset", "flip")), *loop)
+            return super().idle()
+        synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
+        names = (*synthesis, "first_batches", "rounds")
+        return {name: "--data" for name in names if name not in ("preset", "flip")}
 
 
-def _refuse_idle(instance: Any, names: tuple[str, ...], by: str) -> None:
+def _refuse_idle(instance: InvertConfig | DistillConfig) -> None:
     """Refuse options that were given and have no effect."""
     fields = type(instance).__dataclass_fields__
-    for name in names:
+    for name, by in instance.idle().items():
         if getattr(instance, name) != fields[name].default:
             raise ConfigError(f"--{name.replace('_', '-')} has no effect with {by}")
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dreamkd.config.options import AUTO
+
 if TYPE_CHECKING:
-    from dreamkd.config.commands import ImageConfig
+    from dreamkd.config.images import ImageConfig
 
 Config = TypeVar("Config", bound="ImageConfig")
 
 #: Upper limits of the first two columns, in pixels of the input's shorter side.
 SIZES = (32, 64)
 
-#: preset -> field -> (below 32 px, 32 to 63 px, from 64 px)
+#: preset -> field -> (below 32 px, 32 to 63 px, from 64 px). No weight of R_feature: calibrated.
 PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "fast": {
         "image_steps": (100, 300, 600),
+        "stages": ((1,), (1,), (2, 1)),
         "image_batch_size": (128, 256, 64),
         "image_lr": (0.1, 0.25, 0.25),
         "image_beta1": (0.5, 0.5, 0.5),
@@ -28,19 +31,23 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "image_warmup": (10, 10, 30),
         "jitter": (1 / 16, 1 / 16, 30 / 224),
         "flip": ("on", "on", "on"),
+        "crop": (1.0, 1.0, 1.0),
         "clip": ("on", "on", "on"),
         "ce": (1.0, 1.0, 1.0),
-        "r_feature": (1.0, 0.003, 0.01),
+        "r_feature": (None, None, None),
+        "r_feature_ratio": (1.0, 1.0, 1.0),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (0.0, 1e-3, 1e-3),
         "l2": (0.0, 0.0, 0.0),
+        "bn_momentum": (0.0, 0.0, 0.0),
         "first_batches": (4, 8, 16),
         "rounds": (4, 32, 112),
         "steps": (800, 6000, 20000),
     },
     "released": {
-        "image_steps": (2000, 2000, 2000),
+        "image_steps": (2000, 2000, 3000),
+        "stages": ((1,), (1,), (2, 1)),
         "image_batch_size": (256, 256, 84),
         "image_lr": (0.1, 0.1, 0.25),
         "image_beta1": (0.9, 0.9, 0.5),
@@ -49,37 +56,89 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "image_warmup": (0, 0, 100),
         "jitter": (2 / 32, 2 / 32, 30 / 224),
         "flip": ("off", "off", "on"),
+        "crop": (1.0, 1.0, 1.0),
         "clip": ("off", "off", "on"),
         "ce": (1.0, 1.0, 1.0),
         "r_feature": (10.0, 10.0, 0.01),
+        "r_feature_ratio": (None, None, None),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (4e-4, 4e-4, 9.2e-4),
         "l2": (0.0, 0.0, 1e-5),
+        "bn_momentum": (0.0, 0.0, 0.0),
+        "first_batches": (50, 50, 50),
+        "rounds": (950, 950, 1600),
+        "steps": (50000, 50000, 100000),
+    },
+    "paper": {
+        "image_steps": (2000, 2000, 20000),
+        "stages": ((1,), (1,), (1,)),
+        "image_batch_size": (256, 256, 152),
+        "image_lr": (0.1, 0.1, 0.25),
+        "image_beta1": (0.9, 0.9, 0.9),
+        "image_beta2": (0.999, 0.999, 0.999),
+        "image_schedule": ("constant", "constant", "cosine"),
+        "image_warmup": (0, 0, 100),
+        "jitter": (2 / 32, 2 / 32, 30 / 224),
+        "flip": ("off", "off", "on"),
+        "crop": (1.0, 1.0, 1.0),
+        "clip": ("off", "off", "off"),
+        "ce": (1.0, 1.0, 1.0),
+        "r_feature": (10.0, 10.0, 0.01),
+        "r_feature_ratio": (None, None, None),
+        "first_bn": (1.0, 1.0, 1.0),
+        "tv_l1": (0.0, 0.0, 0.0),
+        "tv_l2": (4e-4, 4e-4, 1.23e-3),
+        "l2": (4.8e-7, 4.8e-7, 0.0),
+        "bn_momentum": (0.0, 0.0, 0.0),
         "first_batches": (50, 50, 50),
         "rounds": (950, 950, 1600),
         "steps": (50000, 50000, 100000),
     },
 }
 
+#: What a generator needs instead, whatever the preset and the size (Fang et al. 2022).
+GENERATOR: dict[str, Any] = {
+    "image_steps": 5,
+    "stages": (1,),
+    "image_lr": 3e-3,
+    "image_beta1": 0.5,
+    "image_beta2": 0.999,
+    "image_schedule": "constant",
+    "image_warmup": 0,
+    "ce": 0.5,
+    "r_feature": 10.0,
+    "r_feature_ratio": None,
+    "first_bn": 1.0,
+    "tv_l1": 0.0,
+    "tv_l2": 0.0,
+    "l2": 0.0,
+    "bn_momentum": 0.9,
+}
+
 
 def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     """Replace every `auto` of the images, and of a student's schedule, by its value.
 
-    What has no effect stays `auto`. The table gives `jitter` as a share of the image; here it
-    becomes pixels, at least one. Warm-ups are at most a tenth of an image's steps, and a twentieth
-    of the student's.
+    What has no effect stays `auto`, and so does a weight of R_feature that is to be calibrated. The
+    table gives `jitter` as a share of the image; here it becomes pixels, at least one. Warm-ups are
+    at most a tenth of an image's steps, and a twentieth of the student's.
     """
     channels, height, width = input_size
     side = min(height, width)
     column = sum(side >= limit for limit in SIZES)
     values = {name: columns[column] for name, columns in PRESETS[config.preset].items()}
+    if config.images == "generator":
+        values |= GENERATOR
     values["jitter"] = max(1, round(values["jitter"] * side))
     if channels == 1:
         values["flip"] = "off"
     wanted = {f.name: getattr(config, f.name) for f in fields(config)}
-    chosen = values | {name: value for name, value in wanted.items() if value != "auto"}
+    given = {name: value for name, value in wanted.items() if value not in (AUTO, ())}
+    if "r_feature_ratio" in given:
+        values["r_feature"] = None
+    chosen = values | given
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
     values["warmup"] = int(chosen["steps"]) // 20
-    open_ = {name for name, value in wanted.items() if value == "auto"} - set(config.idle())
-    return replace(config, **{k: v for k, v in values.items() if k in open_})
+    open_ = values.keys() & (wanted.keys() - given.keys() - config.idle().keys())
+    return replace(config, **{name: values[name] for name in open_ if values[name] is not None})

@@ -1,7 +1,8 @@
-"""Train the teachers that are bundled with dreamkd, from real data, reproducibly.
+"""Train the teachers that are bundled with dreamkd, and those measured, from real data.
 
     python -m tests.benchmarks.teachers digits
     python -m tests.benchmarks.teachers cifar10 --train 'CIFAR/train-*.tar' --test CIFAR/test.tar
+    python -m tests.benchmarks.teachers wrn16_2 --train ... --test ... --out runs/teachers
 
 Plain supervised training: SGD with Nesterov momentum, random crops (and flips where the class
 allows one), a one-cycle schedule that ends at zero; the last epoch is the result and the test set
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -78,6 +79,11 @@ RECIPES = {
         flip=True,
         licence="Apache-2.0; trained on CIFAR-10 (Krizhevsky 2009)",
     ),
+}
+# Not bundled: other architectures on which automatic settings are measured.
+RECIPES |= {
+    arch: replace(RECIPES["cifar10"], name=f"cifar10_{arch}", arch=f"cifar_{arch}", epochs=5)
+    for arch in ("wrn16_2", "vgg11_bn")
 }
 
 

@@ -20,6 +20,12 @@ LEGAL = {
     "eval": {"model": "resnet18", "data": "photos"},
 }
 FIELDS = [(name, field) for name, config in COMMANDS.items() for field in options(config)]
+COMPETITION: dict[str, list[str]] = {
+    "method": ["--method", "adaptive"],
+    "student": ["--student", "s"],
+    "competition": [],
+    "competition_temperature": [],
+}
 FIELD_IDS = [f"{name} {field.flag}" for name, field in FIELDS]
 
 
@@ -103,6 +109,10 @@ def test_every_legal_value_reaches_the_settings(command: str, field: OptionField
         more = {"input_size": ["--input-size", "7,7"], "steps": ["--warmup", "0"]}
         given += more.get(field.name, ["--steps", "999"])
         want = (7 + field.option.minimum, 7, 7) if field.name == "input_size" else want
+    if command == "invert" and field.name in COMPETITION:  # legal together only
+        given += [
+            word for name, words in COMPETITION.items() if name != field.name for word in words
+        ]
     request = parse(given)
     assert isinstance(request, Request)
     assert getattr(request.config, field.name) == want
@@ -169,7 +179,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--vers"], "unknown option '--vers' (did you mean '--version'?)"),
         (["inspect", "m", "--zzzzz"], "unknown option '--zzzzz'"),
         (["inspect", "m", "--\x1b[31m\n"], "unknown option '--\\x1b[31m\\n'"),
-        (["invert", "m", "--preset", "fats"], "--preset: 'fats' is not one of fast, released "),
+        (
+            ["invert", "m", "--preset", "fats"],
+            "--preset: 'fats' is not one of fast, released, paper ",
+        ),
         (["inspect"], "MODEL is missing: torchvision or timm name, bundled teacher, or checkpoint"),
         (["eval", "m"], "--data is missing: "),
         (["inspect", "m", "--arch"], "option '--arch' requires an argument"),

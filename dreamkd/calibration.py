@@ -1,0 +1,107 @@
+"""What is measured once on a model before its run begins, and then recorded.
+
+The weight of R_feature, which is specific to an architecture: one that suits a network fails on
+another. And how many images can be differentiated at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dreamkd.augment import draw_view
+from dreamkd.config import ImageConfig
+from dreamkd.engine import Runtime, twin
+from dreamkd.engine.memory import free_memory, images_that_fit, largest_that_fits, saved_bytes
+from dreamkd.images import Pixels
+from dreamkd.models import Classifier
+from dreamkd.objective import Objective
+from dreamkd.randomness import generator_for
+
+#: Images on which the gradients are compared.
+_IMAGES = 64
+
+
+def r_feature_weight(
+    teacher: Classifier,
+    config: ImageConfig,
+    *,
+    seed: int,
+    prior: Classifier | None = None,
+) -> float:
+    """The weight of R_feature that makes its gradient `r_feature_ratio` times the loss's.
+
+        alpha_f = ratio ||d L / d x||_2 / ||d R_feature / d x||_2
+
+    at the noise that images start from, in float32, so that it is the same on every device. Adam
+    does not see the scale of the sum, only the balance of its terms; and what R_feature weighs
+    differs by orders of magnitude between networks, with their number of layers and channels.
+
+    Args:
+        config: settled but for the weight; `r_feature_ratio` is a number.
+        prior: the network whose statistics are matched, if not the teacher.
+    Returns: alpha_f > 0, rounded to three digits.
+    """
+    runtime = Runtime("cpu", "fp32", torch.get_num_threads())
+    bare = replace(config, tv_l1=0.0, tv_l2=0.0, l2=0.0, image_chunk=_IMAGES)
+    sizes = []
+    for ce, r_feature in ((1.0, 0.0), (0.0, 1.0)):
+        alone = replace(bare, ce=ce, r_feature=r_feature)
+        statistics = r_feature > 0
+        with Objective(
+            teacher, alone, runtime=runtime, statistics=statistics, prior=prior
+        ) as objective:
+            x, labels = _noise(teacher, _IMAGES, seed=seed)
+            view = draw_view(_size(x), shift=0, flip=False, smallest=1.0, generator=None)
+            sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
+    weight = float(config.r_feature_ratio) * sizes[0] / max(sizes[1], 1e-12)
+    return float(f"{weight:.2e}")
+
+
+def image_chunk(
+    teacher: Classifier,
+    config: ImageConfig,
+    *,
+    runtime: Runtime,
+    prior: Classifier | None = None,
+) -> int:
+    """How many images can be differentiated at once, at most `image_batch_size`.
+
+    On CUDA by trial, recovering from running out of memory; on the CPU, which would be killed
+    instead, by what a forward pass of one image keeps and what is free.
+
+    Args: config: settled; a weight of R_feature that is not known yet does not matter.
+    """
+    count = int(config.image_batch_size)
+    if runtime.device == "cpu":
+        networks = [teacher] if prior is None else [teacher, prior]
+        one = 0
+        for network in networks:
+            with runtime.autocast():
+                one += saved_bytes(twin(network.module), torch.zeros(1, *network.card.input_size))
+        return min(count, images_that_fit(one, free=free_memory()))
+
+    def attempt(size: int) -> None:
+        tried = replace(config, image_chunk=size, r_feature=1.0)
+        with Objective(teacher, tried, runtime=runtime, prior=prior) as objective:
+            x, labels = (t.to(runtime.device) for t in _noise(teacher, size, seed=0))
+            view = draw_view(_size(x), shift=0, flip=False, smallest=1.0, generator=None)
+            objective(x, labels, view.to(runtime.device))
+            torch.cuda.synchronize()  # host sync: until then nothing has run out
+
+    return largest_that_fits(attempt, count)
+
+
+def _noise(teacher: Classifier, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """A start (B, C, H, W) and labels (B,), round robin."""
+    card = teacher.card
+    generator = generator_for(seed, "calibration")
+    pixels = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
+    pixels.begin(count, generator)
+    return pixels.inputs().detach(), torch.arange(count) % card.num_classes
+
+
+def _size(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[2], x.shape[3]

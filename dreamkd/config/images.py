@@ -1,0 +1,214 @@
+"""How images are synthesised: the settings that `invert` and `distill` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreamkd.config.options import option
+from dreamkd.config.presets import PRESETS
+from dreamkd.errors import ConfigError
+
+IMAGES, LOSS = "Images", "Image loss"
+BY_PRESET = "by preset and input size"
+MOST_IMAGES, MOST_STEPS = 65_536, 10**9  # above, a slip of the hand
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How one batch of images is synthesised. `auto` follows from the preset and the input size."""
+
+    preset: str = option(
+        "fast",
+        group=IMAGES,
+        choices=tuple(PRESETS),
+        help="where every auto below comes from: ours, the paper's settings, or those of the "
+        "authors' scripts",
+    )
+    images: str = option(
+        "pixels",
+        group=IMAGES,
+        choices=("pixels", "pyramid", "generator"),
+        help="what is optimised: pixels, a sum of resolutions, or a generator that learns from "
+        "batch to batch",
+    )
+    image_steps: int | str = option(
+        "auto",
+        group=IMAGES,
+        minimum=1,
+        maximum=MOST_STEPS,
+        auto=BY_PRESET,
+        help="optimisation steps per batch",
+    )
+    image_batch_size: int | str = option(
+        "auto",
+        group=IMAGES,
+        minimum=2,
+        maximum=MOST_IMAGES,
+        auto=BY_PRESET,
+        help="largest number of images per batch",
+    )
+    image_chunk: int | str = option(
+        "auto",
+        group=IMAGES,
+        minimum=1,
+        maximum=MOST_IMAGES,
+        auto="the whole batch, or what fits into memory",
+        help="images differentiated at once; the gradient stays that of the whole batch",
+    )
+    stages: tuple[int, ...] = option(
+        (),
+        group=IMAGES,
+        minimum=0,
+        maximum=MOST_STEPS,
+        help="relative lengths of the resolutions, the last full, each one before it half the "
+        "next: 2,1 spends two thirds of the steps at half resolution; else by preset and size",
+    )
+    image_lr: float | str = option(
+        "auto", group=IMAGES, above=0, auto=BY_PRESET, help="Adam's rate, in normalised units"
+    )
+    image_beta1: float | str = option(
+        "auto", group=IMAGES, minimum=0, maximum=0.9999, auto=BY_PRESET, help="Adam's beta 1"
+    )
+    image_beta2: float | str = option(
+        "auto", group=IMAGES, minimum=0, maximum=0.99999, auto=BY_PRESET, help="Adam's beta 2"
+    )
+    image_schedule: str = option(
+        "auto",
+        group=IMAGES,
+        choices=("auto", "cosine", "constant"),
+        help="of the rate, after the warm-up",
+    )
+    image_warmup: int | str = option(
+        "auto",
+        group=IMAGES,
+        minimum=0,
+        auto=BY_PRESET,
+        help="steps in which the rate rises linearly",
+    )
+    jitter: int | str = option(
+        "auto",
+        group=IMAGES,
+        minimum=0,
+        maximum=4096,
+        auto=BY_PRESET,
+        help="largest shift per step, in pixels",
+    )
+    flip: str = option(
+        "auto",
+        group=IMAGES,
+        choices=("auto", "on", "off"),
+        help="mirror half of the views; auto never mirrors grey images (digits, letters)",
+    )
+    crop: float | str = option(
+        "auto",
+        group=IMAGES,
+        above=0,
+        maximum=1,
+        auto=BY_PRESET,
+        help="smallest area of random resized crops at the end of their curriculum; 1 for none",
+    )
+    clip: str = option(
+        "auto",
+        group=IMAGES,
+        choices=("auto", "on", "off"),
+        help="keep pixels legal after each step",
+    )
+    keep: str = option(
+        "last",
+        group=IMAGES,
+        choices=("last", "best"),
+        help="of each image the last version, or the best by its own terms at full resolution",
+    )
+    ce: float | str = option(
+        "auto", group=LOSS, minimum=0, auto=BY_PRESET, help="weight of the classification loss L"
+    )
+    r_feature: float | str = option(
+        "auto",
+        group=LOSS,
+        minimum=0,
+        auto="from --r-feature-ratio, or by preset",
+        symbol="alpha_f",
+        help="weight of R_feature, the batch-norm statistics",
+    )
+    r_feature_ratio: float | str = option(
+        "auto",
+        group=LOSS,
+        above=0,
+        auto=BY_PRESET,
+        help="strength of R_feature's gradient beside that of the classification loss, from which "
+        "its weight is calibrated once",
+    )
+    bn_momentum: float | str = option(
+        "auto",
+        group=LOSS,
+        minimum=0,
+        maximum=0.999,
+        auto=BY_PRESET,
+        help="weight of former batches' statistics in R_feature; above 0, made in order",
+    )
+    bn_prior: str | None = option(
+        None,
+        group=LOSS,
+        help="model whose statistics R_feature matches, for a model that has none of its own",
+    )
+    first_bn: float | str = option(
+        "auto",
+        group=LOSS,
+        minimum=0,
+        auto=BY_PRESET,
+        help="multiplier of the first batch-norm layer in R_feature",
+    )
+    tv_l1: float | str = option(
+        "auto", group=LOSS, minimum=0, auto=BY_PRESET, help="weight of the total variation, l1"
+    )
+    tv_l2: float | str = option(
+        "auto",
+        group=LOSS,
+        minimum=0,
+        auto=BY_PRESET,
+        symbol="alpha_tv",
+        help="weight of the total variation, l2",
+    )
+    l2: float | str = option(
+        "auto",
+        group=LOSS,
+        minimum=0,
+        auto=BY_PRESET,
+        symbol="alpha_l2",
+        help="weight of the norm",
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        warmup, steps = self.image_warmup, self.image_steps
+        if isinstance(warmup, int) and isinstance(steps, int) and warmup > steps:
+            raise ConfigError(f"--image-warmup: {warmup} is above --image-steps {steps}")
+        if self.stages and not self.stages[-1]:
+            raise ConfigError("--stages: the last one, at full resolution, must not be 0")
+        if len(self.stages) > 8:
+            raise ConfigError(f"--stages: at most 8, not {len(self.stages)}")
+
+    def idle(self) -> dict[str, str]:
+        """Options that have no effect with the others as they are, and what makes them so."""
+        idle = {}
+        if self.r_feature != "auto":
+            idle["r_feature_ratio"] = "--r-feature"
+        if self.images == "generator":
+            idle["clip"] = "--images generator, whose images are always legal"
+        return idle
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompetitionConfig:
+    """How much images seek the disagreement of teacher and student."""
+
+    competition: float = option(
+        1.0,
+        group=LOSS,
+        minimum=0,
+        symbol="alpha_c",
+        help="weight of R_c = 1 - JS(teacher, student)",
+    )
+    competition_temperature: float = option(
+        1.0, group=LOSS, above=0, symbol="tau_c", help="of both softmaxes in R_c; Eq. 8 has 1"
+    )

@@ -1,0 +1,84 @@
+"""How many images fit into memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+#: Bytes of a step over the bytes that its forward pass saves: gradients and temporaries.
+_OVERHEAD = 2.0
+
+#: Share of the free memory that a step may take.
+_SHARE = 0.8
+
+
+def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that a forward pass of `inputs` keeps for the backward pass to them, weights left out.
+
+    Args: inputs: (B, C, H, W); what is kept grows in proportion to B.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = model(inputs.detach().requires_grad_())  # held, so that no address is used twice
+    del outputs
+    return sum(kept.values())
+
+
+def images_that_fit(bytes_per_image: int, *, free: int) -> int:
+    """Images whose step takes at most `_SHARE` of `free` bytes, at least one."""
+    return max(1, int(_SHARE * free / (_OVERHEAD * max(1, bytes_per_image))))
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take: of the machine, or of its cgroup."""
+    limits = [_machine()]
+    for usage, limit in _CGROUPS:
+        text = limit.read_text().strip() if limit.is_file() else "max"
+        if text.isdigit() and usage.is_file():
+            limits.append(int(text) - int(usage.read_text()))
+    return max(0, min(limits))
+
+
+def _machine() -> int:
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(available[0]) * 1024 if available else 2**62  # unknown: nothing is cut
+
+
+def largest_that_fits(attempt: Callable[[int], object], count: int) -> int:
+    """Halve `count` until `attempt` of that many images does not run out of memory.
+
+    Raises: torch.OutOfMemoryError: one image does.
+    """
+    while True:
+        try:
+            attempt(count)
+            return count
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+        # Outside of the handler, whose traceback would keep the tensors alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        count = -(-count // 2)
+
+
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.max")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ),
+)

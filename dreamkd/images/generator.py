@@ -1,0 +1,147 @@
+"""A generator whose start is learned over batches: a few steps then make an image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from dreamkd.images.parameterisation import Images
+from dreamkd.randomness import generator_for
+
+#: Length of the latent vector z.
+LATENT = 256
+
+#: Rate of z over the rate of the weights (Fang et al. 2022, at 5 and 10 inner steps: 3 and 5).
+LATENT_SCALE = 10 / 3
+
+
+class Generated(Images):
+    """Images of a small network from a latent each, with a meta-learned start (Fang et al. 2022).
+
+        batch:  w <- meta weights,  z ~ N(0, 1)
+        k inner steps of Adam on (w, z), from the gradient of the loss at G(z; w)
+        the meta weights take one step of Adam along the sum of the k gradients of w, rate k lr
+
+    The sum is first-order MAML. The clone's batch norm uses the statistics of its batch.
+    """
+
+    sequential = True
+
+    def __init__(self, size: tuple[int, int, int], **settings: Any) -> None:
+        """Draw the meta weights from the seed."""
+        super().__init__(size, **settings)
+        self._meta = _Generator(size).to(self.device)
+        _initialise(self._meta, generator_for(self.seed, "generator"))
+        self._start = copy.deepcopy(self._meta.state_dict())
+        for parameter in self._meta.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self._optimizer = torch.optim.Adam(self._meta.parameters(), betas=(0.5, 0.999))
+        self._steps = 0
+
+    def begin(self, count: int, generator: Generator) -> None:
+        """Clone the meta-generator and draw a latent for each image, on the CPU."""
+        self._clone = copy.deepcopy(self._meta)
+        self._latent = torch.randn((count, LATENT), generator=generator).to(self.device)
+        self._latent.requires_grad_()
+        self._steps = 0
+        for parameter in self._meta.parameters():
+            assert parameter.grad is not None
+            parameter.grad.zero_()
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Weights of the clone, and the latents at a larger rate."""
+        return [
+            {"params": list(self._clone.parameters()), "scale": 1.0},
+            {"params": [self._latent], "scale": LATENT_SCALE},
+        ]
+
+    def inputs(self) -> Tensor:
+        """G(z; w), within the legal range by its sigmoid."""
+        images: Tensor = self._clone(self._latent)
+        return (images - self.range.mean) / self.range.std
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        """Add the clone's gradients to those of the meta-generator."""
+        ours = [p.grad for p in self._meta.parameters() if p.grad is not None]
+        theirs = [p.grad for p in self._clone.parameters() if p.grad is not None]
+        torch._foreach_add_(ours, theirs)
+        self._steps += 1
+
+    def end(self, *, lr: float) -> None:
+        """Move the meta weights at the rate of all inner steps together."""
+        self._optimizer.param_groups[0]["lr"] = self._steps * lr
+        self._optimizer.step()
+        del self._clone, self._latent
+
+    def state(self) -> dict[str, Tensor]:
+        """Meta weights, and Adam's moments of them."""
+        tensors = {f"meta.{k}": v for k, v in self._meta.state_dict().items()}
+        for name, parameter in self._meta.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` gave; from the drawn weights if it is empty."""
+        self._optimizer.state.clear()
+        if not state:
+            self._meta.load_state_dict(self._start)
+            return
+        meta = {k.removeprefix("meta."): v for k, v in state.items() if k.startswith("meta.")}
+        self._meta.load_state_dict(meta)
+        for name, parameter in self._meta.named_parameters():
+            moments = {key: state[f"{key}.{name}"].clone() for key in ("exp_avg", "exp_avg_sq")}
+            moments = {key: value.to(self.device) for key, value in moments.items()}
+            moments["step"] = state[f"step.{name}"].clone()
+            self._optimizer.state[parameter] = moments
+
+
+class _Generator(nn.Module):
+    """z (B, 256) -> images (B, C, H, W) in (0, 1): two doublings of a quarter-size map."""
+
+    def __init__(self, size: tuple[int, int, int], *, width: int = 64) -> None:
+        super().__init__()
+        channels, height, width_px = size
+        self.size = (height, width_px)
+        self.start = (2 * width, -(-height // 4), -(-width_px // 4))
+        features = self.start[0] * self.start[1] * self.start[2]
+        self.linear = nn.Linear(LATENT, features)
+        self.body = nn.Sequential(
+            _norm(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
+            _norm(2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            _norm(width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """The images, cut to size where it is no multiple of four."""
+        x = self.linear(latent).view(-1, *self.start)
+        x = self.body(x.contiguous(memory_format=torch.channels_last))
+        return torch.sigmoid(x.float())[..., : self.size[0], : self.size[1]]
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module, generator: Generator) -> None:
+    """Uniform in +-1 / sqrt(fan in), as torch does for these layers."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = layer.weight[0].numel() ** -0.5
+            for tensor in (layer.weight, layer.bias):
+                if tensor is not None:
+                    drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+                    tensor.copy_(drawn)

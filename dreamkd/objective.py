@@ -1,0 +1,295 @@
+"""The loss of a batch of images under one teacher, and its gradient at the images.
+
+This is the inner step: everything that happens between the images and their gradient, in one
+compiled graph. Which images are optimised, and how, is `synthesis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dreamkd import losses
+from dreamkd.augment import Resampling, View, resample, resampling, see
+from dreamkd.batchnorm import Moments, blend, watch
+from dreamkd.config import ImageConfig
+from dreamkd.engine import Runtime, compile_step, frozen, on_device, twin
+from dreamkd.events import OnEvent, ignore
+from dreamkd.models import Card, Classifier
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The student that images should disagree about with the teacher (seed Eq. 8-9)."""
+
+    student: Classifier
+    weight: float  # alpha_c
+    temperature: float = 1.0
+
+
+#: (images, labels, view, count, whole, average) -> scalar to differentiate, terms, scores.
+Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+class Loss(NamedTuple):
+    """The loss of a batch at one view."""
+
+    terms: Tensor  # (terms,): weighted, in the order of `term_names`
+    scores: Tensor  # (B,): what each image has of the loss for itself, R_feature left out
+    gradient: Tensor  # (B, C, H, W): of the sum of the terms
+
+
+class Objective:
+    """Eq. 2, 7 or 9 of the seed for one frozen teacher.
+
+    with Objective(teacher, config, runtime=runtime) as objective:
+        loss = objective(x, labels, view)
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        config: ImageConfig,
+        *,
+        runtime: Runtime,
+        statistics: bool = True,
+        prior: Classifier | None = None,
+        rival: Rival | None = None,
+        compiled: bool = False,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        """Prepare; nothing on the models is touched before `with`.
+
+        Args:
+            config: settled (no `auto` left) for the teacher's input size.
+            statistics: whether R_feature is part of the loss (not so in DeepDream).
+            prior: a second network whose statistics are matched instead of the teacher's.
+            rival: the student of Adaptive DeepInversion; its weights may change between batches.
+        """
+        self.teacher = teacher
+        self.config = config
+        self.runtime = runtime
+        self.rival = rival
+        self._statistics = statistics
+        self._prior = prior
+        self._compiled = compiled
+        self._on_event = on_event
+        self._stack = ExitStack()
+        self._steps: dict[tuple[int, bool], Step] = {}
+
+    def __enter__(self) -> Self:
+        device = self.runtime.device
+        # A twin carries the hooks: others who run the network meanwhile do not pay for them.
+        self._model = self._twin(self.teacher)
+        if self.rival is not None:
+            self._stack.enter_context(on_device(self.rival.student.module, device))
+        if self._prior is not None:
+            self._prior_model = self._twin(self._prior)
+            sizes = self.teacher.card.input_size[1:], self._prior.card.input_size[1:]
+            self._to_prior = resampling(*sizes, device=device) if sizes[0] != sizes[1] else None
+        watched = self._prior_model if self._prior is not None else self._model
+        self._watched = self._stack.enter_context(watch(watched))
+        self._stack.enter_context(self.runtime.active())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._steps.clear()
+
+    def term_names(self, *, compete: bool = True) -> list[str]:
+        """The terms of the loss: first those that each image has for itself, then R_feature."""
+        names = ["ce", *(name for name in _PRIORS if getattr(self.config, name))]
+        names += ["competition"] if self.rival and compete else []
+        return names + (["r_feature"] if self._statistics else [])
+
+    def __call__(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        view: View,
+        *,
+        factor: int = 1,
+        compete: bool = True,
+        average: Average | None = None,
+    ) -> Loss:
+        """Loss and gradient of images as `view` shows them.
+
+        A batch above `--image-chunk` is cut: one pass without gradients gives the statistics of the
+        whole, then every chunk is differentiated with them in place.
+
+        Args:
+            x: (B, C, H, W) normalised for the teacher.
+            labels: int64 (B,).
+            view: drawn for images of (H / factor, W / factor).
+            factor: the network sees the images averaged over factor x factor pixels.
+            average: statistics of former batches, blended with those of this one.
+            compete: whether the rival takes part, if there is one.
+        Returns: detached tensors, on the device of `x`.
+        """
+        count = len(x)
+        parts = chunks(count, int(self.config.image_chunk))
+        x, step = x.detach(), self._step(factor, compete=compete and self.rival is not None)
+        whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self._statistics else None
+        gradients: list[Tensor] = []
+        terms, scores = torch.zeros((), device=x.device), []
+        for part in parts:
+            leaf = x[part].requires_grad_()
+            with self.runtime.autocast():
+                loss, own, own_scores = step(
+                    leaf, labels[part], view.part(part), count, whole, average
+                )
+            scaled = loss * self.runtime.loss_scale
+            gradients += torch.autograd.grad(scaled, leaf)
+            scores.append(own_scores)
+            terms = terms + own
+        if self._statistics:
+            terms[-1] /= len(parts)  # R_feature of the whole batch, as every chunk says
+        gradient = torch.cat(gradients) if len(parts) > 1 else gradients[0]
+        if self.runtime.loss_scale != 1:
+            gradient /= self.runtime.loss_scale
+        return Loss(terms, torch.cat(scores), gradient)
+
+    def _twin(self, network: Classifier) -> torch.nn.Module:
+        module = self._stack.enter_context(on_device(network.module, self.runtime.device))
+        return self._stack.enter_context(frozen(twin(module)))
+
+    def _step(self, factor: int, *, compete: bool) -> Step:
+        """The terms at one resolution, compiled into a graph of their own."""
+        key = factor, compete
+        if key not in self._steps:
+            step = partial(self._terms, factor, compete)
+            compiled = compile_step(step, on_event=self._on_event) if self._compiled else step
+            self._steps[key] = compiled
+        return self._steps[key]
+
+    @torch.no_grad()
+    def _whole(self, x: Tensor, view: View, parts: Sequence[slice], factor: int) -> list[Moments]:
+        """The moments of the whole batch, chunk by chunk."""
+        found = []
+        for part in parts:
+            with self.runtime.autocast():
+                inputs = _inputs(x[part], view.part(part), factor)
+                if self._prior is None:
+                    self._model(inputs)
+                else:
+                    self._run_prior(inputs)
+            found.append(self._watched.take())
+        return blend(found, [(part.stop - part.start) / len(x) for part in parts])
+
+    def _terms(
+        self,
+        factor: int,
+        compete: bool,
+        x: Tensor,
+        labels: Tensor,
+        view: View,
+        count: int,
+        whole: list[Moments] | None,
+        average: Average | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of a chunk of a batch of `count`: compiled with the network.
+
+        Returns: the scalar to differentiate; the weighted terms; each image's own part, (B,).
+        """
+        config = self.config
+        inputs = _inputs(x, view, factor)
+        logits = self._model(inputs)
+        own = [float(config.ce) * losses.classification(logits, labels)]
+        # Priors are of the image, not of the view: shifting in a circle would add a seam.
+        small = _shrink(x, factor)
+        own += [
+            float(weight) * prior(small)
+            for name, prior in _PRIORS.items()
+            if (weight := getattr(config, name))
+        ]
+        if compete:
+            assert self.rival is not None
+            student = self.rival.student
+            theirs = student.module(renormalise(inputs, self.teacher.card, student.card))
+            disagreement = losses.competition(logits, theirs, temperature=self.rival.temperature)
+            own.append(self.rival.weight * disagreement)
+        per_image = torch.stack(own)  # (own terms, B)
+        terms = per_image.sum(1) / count
+        if self._statistics:
+            if self._prior is not None:
+                self._run_prior(inputs)
+            stats = self._watched.take()
+            if whole is not None:
+                stats = _in_place_of(whole, stats, share=len(x) / count)
+            if average is not None:
+                stats = blend([average.stats, stats], [average.momentum, 1 - average.momentum])
+            r = losses.r_feature(stats, first_scale=float(config.first_bn))
+            terms = torch.cat([terms, float(config.r_feature) * r[None]])
+        return terms.sum(), terms.detach(), per_image.detach().sum(0)
+
+    def _run_prior(self, inputs: Tensor) -> None:
+        """Run the network whose statistics are matched; the hooks take what is wanted."""
+        assert self._prior is not None
+        theirs = renormalise(inputs, self.teacher.card, self._prior.card)
+        weights: Resampling | None = self._to_prior
+        self._prior_model(theirs if weights is None else resample(theirs, weights))
+
+
+class Average(NamedTuple):
+    """A moving average of the moments of former batches, and its weight against a new batch's."""
+
+    stats: list[Moments]
+    momentum: float
+
+
+def chunks(count: int, size: int) -> list[slice]:
+    """Nearly equal parts of at most `size` of a batch of `count`."""
+    number = -(-count // size)
+    bounds = [round(i * count / number) for i in range(number + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def renormalise(inputs: Tensor, source: Card, target: Card) -> Tensor:
+    """Inputs of one network as inputs of another: x * std_s + mean_s, then (x - mean_t) / std_t."""
+    if (source.mean, source.std) == (target.mean, target.std):
+        return inputs
+    scale = _per_channel([a / b for a, b in zip(source.std, target.std, strict=True)], inputs)
+    offset = _per_channel(
+        [(m - n) / t for m, n, t in zip(source.mean, target.mean, target.std, strict=True)],
+        inputs,
+    )
+    return inputs * scale + offset
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(-1, 1, 1)
+
+
+def _inputs(x: Tensor, view: View, factor: int) -> Tensor:
+    """What the network sees of images (B, C, H, W)."""
+    return see(_shrink(x, factor), view).contiguous(memory_format=torch.channels_last)
+
+
+def _shrink(x: Tensor, factor: int) -> Tensor:
+    return x if factor == 1 else F.avg_pool2d(x, factor)
+
+
+def _in_place_of(whole: list[Moments], stats: list[Moments], *, share: float) -> list[Moments]:
+    """The moments of the whole batch, with the gradient of one chunk's share in them."""
+    return [
+        theirs._replace(
+            offset=theirs.offset + share * (ours.offset - ours.offset.detach()),
+            square=theirs.square + share * (ours.square - ours.square.detach()),
+        )
+        for theirs, ours in zip(whole, stats, strict=True)
+    ]
+
+
+_PRIORS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tv_l1": losses.tv_l1,
+    "tv_l2": losses.tv_l2,
+    "l2": losses.l2,
+}

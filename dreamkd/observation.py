@@ -1,0 +1,105 @@
+"""What a teacher makes of finished images: measured on what is stored, after rounding to 8 bits."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dreamkd import losses
+from dreamkd.augment import resample, resampling
+from dreamkd.batchnorm import Moments, image_moments, sampling_level, watch
+from dreamkd.engine import normalise, on_device, twin
+from dreamkd.models import Classifier
+
+#: Images in one forward pass, which is in float32.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Of a batch of images (B, C, H, W)."""
+
+    predictions: Tensor  # int64 (B,): the teacher's top-1, CPU
+    confidences: Tensor  # float32 (B,): the teacher's probability of the label, CPU
+    stats: list[Moments]  # of the batch, one entry per batch-norm call, on the device
+    r_feature: float  # of the batch, unweighted; 0 without batch norm
+    r_feature_expected: float  # what as many and as varied images show by chance
+
+
+class Observer:
+    """Looks at finished images through the plain network, in float32.
+
+    with Observer(teacher, device="cpu") as observe:
+        seen = observe(images, labels)
+    """
+
+    def __init__(
+        self, teacher: Classifier, *, prior: Classifier | None = None, device: str
+    ) -> None:
+        """Prepare; `prior` is the network whose statistics are matched, if not the teacher."""
+        self._teacher = teacher
+        self._prior = prior
+        self._device = device
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        networks = [self._teacher] if self._prior is None else [self._teacher, self._prior]
+        modules = [
+            twin(self._stack.enter_context(on_device(network.module, self._device)))
+            for network in networks
+        ]
+        self._module, self._watched_module = modules[0], modules[-1]
+        self._count = 0
+
+        def record(x: Tensor, mean: Tensor, var: Tensor) -> Moments:
+            return image_moments(x, mean, var, count=self._count)
+
+        self._watched = self._stack.enter_context(watch(self._watched_module, record))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> Observation:
+        """Look at `images`, uint8 (B, C, H, W), asked to show `labels`, int64 (B,)."""
+        logits, found = [], []
+        for chunk in torch.split(images, _CHUNK):
+            self._count, chunk = len(chunk), chunk.to(self._device)
+            logits.append(self._logits(self._module, self._teacher, chunk))
+            if self._prior is not None:
+                self._logits(self._watched_module, self._prior, chunk)
+            found.append(self._watched.take())
+        per_image = [
+            layers[0]._replace(
+                offset=torch.cat([part.offset for part in layers]),
+                square=torch.cat([part.square for part in layers]),
+            )
+            for layers in zip(*found, strict=True)
+        ]
+        stats = [
+            layer._replace(offset=layer.offset.mean(0), square=layer.square.mean(0))
+            for layer in per_image
+        ]
+        probabilities = torch.cat(logits).float().softmax(1).cpu()
+        return Observation(
+            predictions=probabilities.argmax(1),
+            confidences=probabilities.gather(1, labels.cpu()[:, None])[:, 0],
+            stats=stats,
+            r_feature=float(losses.r_feature(stats)) if stats else 0.0,
+            r_feature_expected=sampling_level(per_image),
+        )
+
+    def _logits(self, module: torch.nn.Module, network: Classifier, images: Tensor) -> Tensor:
+        """Logits of a network for images of the teacher's size."""
+        card = network.card
+        inputs = normalise(images, mean=card.mean, std=card.std)
+        if inputs.shape[2:] != card.input_size[1:]:
+            size = (inputs.shape[2], inputs.shape[3])
+            inputs = resample(inputs, resampling(size, card.input_size[1:], device=self._device))
+        logits: Tensor = module(inputs)
+        return logits

@@ -1,0 +1,101 @@
+"""The networks beside the teacher: whose statistics are matched, the student, the verifiers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from dreamkd import batchnorm, models
+from dreamkd.config import InvertConfig
+from dreamkd.engine import Runtime
+from dreamkd.errors import ModelError
+from dreamkd.events import Note, OnEvent
+from dreamkd.models import Classifier
+from dreamkd.objective import Rival
+from dreamkd.synthesis import Synthesiser
+from dreamkd.verification import Verifiers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partners:
+    """Those that `invert` was given; each may be absent."""
+
+    verifiers: Verifiers
+    prior: Classifier | None  # whose statistics are matched, if not the teacher's
+    student: Classifier | None  # that images should disagree with
+
+    @classmethod
+    def load(cls, config: InvertConfig, teacher: Classifier, *, on_event: OnEvent) -> Self:
+        """Load what the settings name.
+
+        Raises:
+            ModelError: one cannot be loaded, or does not go with the teacher.
+            NoBatchNormError: the method needs statistics that no network here holds.
+        """
+        trust = config.trust_pickle
+        prior, student = (
+            load_partner(spec, teacher, option=option, trust_pickle=trust) if spec else None
+            for option, spec in (("--bn-prior", config.bn_prior), ("--student", config.student))
+        )
+        if config.method != "deepdream":
+            source = prior or teacher
+            batchnorm.require_statistics(source.module, name=source.card.architecture)
+        for role, network in (("statistics", prior), ("student", student)):
+            if network is not None:
+                on_event(Note(f"{role}: {network.card.source}"))
+        if student is not None:
+            _require_alike(student, teacher)
+        verifiers = Verifiers.load(
+            config.verifier, teacher=teacher, trust_pickle=trust, on_event=on_event
+        )
+        return cls(verifiers=verifiers, prior=prior, student=student)
+
+    def sha256(self) -> dict[str, Any]:
+        """Hashes of their weights, for the run's identity."""
+        return {
+            "verifiers": self.verifiers.sha256(),
+            "bn_prior_sha256": self.prior and self.prior.sha256(),
+            "student_sha256": self.student and self.student.sha256(),
+        }
+
+    def synthesiser(
+        self, teacher: Classifier, config: InvertConfig, *, runtime: Runtime, on_event: OnEvent
+    ) -> Synthesiser:
+        """What makes the batches."""
+        rival = None
+        if self.student is not None:
+            rival = Rival(self.student, config.competition, config.competition_temperature)
+        return Synthesiser(
+            teacher,
+            config,
+            runtime=runtime,
+            seed=config.seed,
+            statistics=config.method != "deepdream",
+            prior=self.prior,
+            rival=rival,
+            compiled=config.compile == "on",
+            on_event=on_event,
+        )
+
+
+def _require_alike(student: Classifier, teacher: Classifier) -> None:
+    """Raises: ModelError: they do not take the same images, or sort them into other classes."""
+    ours, theirs = student.card, teacher.card
+    for what, a, b in (
+        ("classes", ours.num_classes, theirs.num_classes),
+        ("input size", ours.input_size, theirs.input_size),
+    ):
+        if a != b:
+            raise ModelError(f"--student {ours.architecture}: {what} {a}, but the model has {b}")
+
+
+def load_partner(spec: str, teacher: Classifier, *, option: str, trust_pickle: bool) -> Classifier:
+    """A second network that sees the teacher's images.
+
+    Raises: ModelError: it cannot be loaded, or takes other channels.
+    """
+    partner = models.load(spec, trust_pickle=trust_pickle)
+    ours, theirs = teacher.card.input_size[0], partner.card.input_size[0]
+    if ours != theirs:
+        raise ModelError(f"{option} {spec} takes images of {theirs} channels, the model of {ours}")
+    return partner

@@ -1,0 +1,44 @@
+"""Batches that depend on those before them: what is carried on, kept so that a run can go on.
+
+A generator learns from batch to batch, and a moving average remembers. Such a run makes its batches
+in order and saves what it carries after each; any other can make any batch at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dreamkd.bank import Bank
+from dreamkd.events import Hint, OnEvent
+from dreamkd.runs import Run
+from dreamkd.synthesis import Synthesiser
+
+_STATE = "images"
+
+
+def outstanding(
+    run: Run, synthesiser: Synthesiser, held: Sequence[bool], *, on_event: OnEvent
+) -> list[int]:
+    """The batches to make, in order; the synthesiser is put where the first of them begins.
+
+    A batch that is there is made again, to the same bytes, where a later one needs what it carried:
+    when the run was killed between the two files, or lost a shard that it had gone past.
+
+    Args: held: of every batch, whether it is there and intact.
+    """
+    if not synthesiser.sequential:
+        return [k for k, there in enumerate(held) if not there]
+    saved = run.load_state(_STATE)
+    following = 0 if saved is None else int(saved[1]["next"])
+    if not all(held[:following]):
+        on_event(Hint("a lost batch needs those before it: all are made again"))
+        following, saved = 0, None
+    synthesiser.restore({} if saved is None else saved[0])
+    return list(range(following, len(held)))
+
+
+def carry(run: Run, bank: Bank, synthesiser: Synthesiser, *, following: int) -> None:
+    """Keep what goes on to batch `following`, once every batch before it is durable."""
+    if synthesiser.sequential:
+        bank.flush()
+        run.save_state(_STATE, synthesiser.state(), {"next": following})

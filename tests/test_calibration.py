@@ -1,0 +1,73 @@
+"""What is measured on a model before a run: the weight of R_feature, images that fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dreamkd import calibration
+from dreamkd.augment import draw_view
+from dreamkd.config import ImageConfig, settle
+from dreamkd.engine import Runtime, memory
+from dreamkd.models import Classifier
+from dreamkd.objective import Objective
+from tests.conftest import invert_config
+
+
+def settings(digits: Classifier, ratio: float = 2.0) -> ImageConfig:
+    config = invert_config(r_feature_ratio=ratio)
+    return settle(config, input_size=digits.card.input_size)
+
+
+def test_the_weight_balances_the_gradients_on_noise(digits: Classifier) -> None:
+    config = settings(digits, 2.0)
+    weight = calibration.r_feature_weight(digits, config, seed=0)
+    x, labels = calibration._noise(digits, 64, seed=0)
+    view = draw_view((64, 16, 16), shift=0, flip=False, smallest=1.0, generator=None)
+    norms = []
+    for ce, r_feature in ((1.0, 0.0), (0.0, weight)):
+        alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)
+        with Objective(digits, alone, runtime=Runtime.settle(alone)) as objective:
+            norms.append(float(objective(x, labels, view).gradient.norm()))
+    assert norms[1] / norms[0] == pytest.approx(2.0, rel=0.01)
+
+
+def test_the_weight_is_proportional_to_the_ratio_and_repeatable(digits: Classifier) -> None:
+    one, two, again = (
+        calibration.r_feature_weight(digits, settings(digits, ratio), seed=0)
+        for ratio in (1.0, 3.0, 1.0)
+    )
+    assert one == again
+    assert two == pytest.approx(3 * one, rel=0.01)
+
+
+def test_what_a_forward_pass_keeps_grows_with_the_images(digits: Classifier) -> None:
+    one, four = (memory.saved_bytes(digits.module, torch.zeros(n, 1, 16, 16)) for n in (1, 4))
+    assert 3.5 * one < four <= 4 * one
+    # The first convolution keeps at least its input, the batch norm after it 16 channels of it.
+    assert one > 17 * 16 * 16 * 4
+
+
+def test_the_chunk_is_what_is_free_over_what_one_image_takes() -> None:
+    assert memory.images_that_fit(100, free=1000) == 4  # 0.8 * 1000 / (2 * 100)
+    assert memory.images_that_fit(10**9, free=1000) == 1
+
+
+def test_a_batch_that_fits_is_not_cut(digits: Classifier) -> None:
+    config = settings(digits)
+    runtime = Runtime.settle(config)
+    assert calibration.image_chunk(digits, config, runtime=runtime) == config.image_batch_size
+
+
+def test_running_out_of_memory_halves_the_images_until_they_fit() -> None:
+    tried = []
+
+    def attempt(count: int) -> None:
+        tried.append(count)
+        if count > 40:
+            raise torch.OutOfMemoryError
+
+    assert memory.largest_that_fits(attempt, 257) == 33
+    assert tried == [257, 129, 65, 33]
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.largest_that_fits(lambda count: attempt(count + 40), 5)

@@ -1,0 +1,113 @@
+"""Parameterisations: what they start from, what they reach, what they carry."""
+
+import pytest
+import torch
+
+from dreamkd.images import IMAGES, Generated, Images, Pixels, Pyramid
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def made(kind: str, size: tuple[int, int, int] = (3, 12, 10), *, clip: bool = True) -> Images:
+    return IMAGES[kind](size, mean=MEAN, std=STD, clip=clip, seed=3)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def descend(images: Images, target: torch.Tensor, *, steps: int, lr: float) -> float:
+    """Squared distance to `target` after `steps` of Adam."""
+    optimizer = torch.optim.Adam(images.parameters(), lr=lr)
+    for _ in range(steps):
+        loss = (images.inputs() - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        images.learn()
+        optimizer.step()
+        images.project()
+    return float((images.inputs().detach() - target).square().mean())
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_batch_has_its_shape_and_is_a_function_of_the_generator(kind: str) -> None:
+    first, again, other = (made(kind) for _ in range(3))
+    for images, seed in ((first, 1), (again, 1), (other, 2)):
+        images.begin(4, generator(seed))
+    assert first.inputs().shape == (4, 3, 12, 10)
+    assert torch.equal(first.inputs(), again.inputs())
+    assert not torch.equal(first.inputs(), other.inputs())
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_stay_within_the_legal_range(kind: str) -> None:
+    images = made(kind)
+    images.begin(4, generator())
+    descend(images, torch.full((4, 3, 12, 10), 50.0), steps=30, lr=1.0)
+    pixels = images.inputs().detach() * images.range.std + images.range.mean
+    assert float(pixels.min()) >= -1e-6
+    assert float(pixels.max()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["pixels", "pyramid"])
+def test_any_image_can_be_reached(kind: str) -> None:
+    images = made(kind, clip=False)
+    images.begin(2, generator())
+    target = torch.randn(2, 3, 12, 10, generator=generator(9))
+    assert descend(images, target, steps=300, lr=0.05) < 1e-3
+
+
+def test_a_pyramid_has_a_level_for_each_power_of_two() -> None:
+    images = made("pyramid")
+    assert isinstance(images, Pyramid)
+    images.begin(1, generator())
+    # Of 12 x 10: sixteenths, eighths, quarters, halves, whole.
+    assert [tuple(level.shape[2:]) for level in images.levels] == [
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (6, 5),
+        (12, 10),
+    ]
+
+
+def test_coarse_levels_move_the_whole_image() -> None:
+    images = made("pyramid", clip=False)
+    assert isinstance(images, Pyramid)
+    images.begin(1, generator())
+    before = images.inputs().detach()
+    with torch.no_grad():
+        images.levels[0].add_(1)
+    assert torch.allclose(images.inputs(), before + 1, atol=1e-5)
+
+
+def test_a_generator_learns_from_batch_to_batch() -> None:
+    images = made("generator", (3, 8, 8))
+    target = torch.linspace(-1, 1, 192).view(1, 3, 8, 8).expand(4, -1, -1, -1)
+    reached = []
+    for k in range(12):
+        images.begin(4, generator(k))
+        reached.append(descend(images, target, steps=3, lr=3e-3))
+        images.end(lr=3e-3)
+    assert reached[-1] < 0.5 * reached[0]
+
+
+def test_a_generator_continues_from_its_state() -> None:
+    def run(images: Images, batches: range) -> torch.Tensor:
+        for k in batches:
+            images.begin(2, generator(k))
+            descend(images, torch.zeros(2, 3, 8, 8), steps=2, lr=3e-3)
+            found = images.inputs().detach()
+            images.end(lr=3e-3)
+        return found
+
+    whole, first, second = (made("generator", (3, 8, 8)) for _ in range(3))
+    run(first, range(2))
+    second.restore({name: value.clone() for name, value in first.state().items()})
+    assert torch.equal(run(second, range(2, 4)), run(whole, range(4)))
+    second.restore({})
+    assert torch.equal(run(second, range(4)), run(made("generator", (3, 8, 8)), range(4)))
+
+
+def test_only_a_generator_needs_its_batches_in_order() -> None:
+    assert [kind.sequential for kind in (Pixels, Pyramid, Generated)] == [False, False, True]

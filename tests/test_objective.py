@@ -1,0 +1,151 @@
+"""The inner step: what it differentiates, whole or in chunks, alone or beside other networks."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dreamkd import losses, models
+from dreamkd.augment import View, draw_view
+from dreamkd.batchnorm import watch
+from dreamkd.config import ImageConfig, settle
+from dreamkd.engine import Runtime, frozen
+from dreamkd.models import Card, Classifier
+from dreamkd.objective import Average, Loss, Objective, Rival, chunks, renormalise
+from tests.conftest import invert_config
+
+LABELS = torch.arange(12) % 10
+
+
+def settings(teacher: Classifier, **given: Any) -> ImageConfig:
+    config = settle(invert_config(r_feature=0.5, **given), input_size=teacher.card.input_size)
+    return replace(config, image_chunk=given.get("image_chunk", 100))
+
+
+def batch(size: tuple[int, int, int], seed: int = 0, factor: int = 1) -> tuple[Tensor, View]:
+    channels, height, width = size
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(LABELS), channels, height, width, generator=generator)
+    shape = (len(LABELS), height // factor, width // factor)
+    return x, draw_view(shape, shift=1, flip=True, smallest=0.5, generator=generator)
+
+
+def loss_of(
+    teacher: Classifier, config: ImageConfig, *, factor: int = 1, **given: Any
+) -> tuple[Loss, list[str]]:
+    average = given.pop("average", None)
+    x, view = batch(teacher.card.input_size, factor=factor)
+    with Objective(teacher, config, runtime=Runtime.settle(config), **given) as objective:
+        found = objective(x, LABELS, view, factor=factor, average=average)
+        return found, objective.term_names()
+
+
+def student_of(teacher: Classifier) -> Classifier:
+    card = teacher.card
+    return models.create(
+        "cifar_resnet8", num_classes=10, input_size=card.input_size, mean=(0.5,), std=(0.25,)
+    )
+
+
+def test_terms_and_gradient_are_those_of_the_plain_formula(digits: Classifier) -> None:
+    config = settings(digits, tv_l2=0.1, l2=0.2, first_bn=3)
+    x, _ = batch((1, 16, 16))
+    still = draw_view((len(x), 16, 16), shift=0, flip=False, smallest=1.0, generator=None)
+    with Objective(digits, config, runtime=Runtime.settle(config)) as objective:
+        found = objective(x, LABELS, still)
+        names = objective.term_names()
+    x.requires_grad_()
+    with frozen(digits.module) as model, watch(model) as watched:
+        logits = model(x)
+        stats = watched.take()
+    terms = {
+        "ce": nn.functional.cross_entropy(logits, LABELS),
+        "tv_l2": 0.1 * losses.tv_l2(x).mean(),
+        "l2": 0.2 * losses.l2(x).mean(),
+        "r_feature": 0.5 * losses.r_feature(stats, first_scale=3),
+    }
+    (gradient,) = torch.autograd.grad(torch.stack([*terms.values()]).sum(), x)
+    assert names == [*terms]
+    assert found.terms.tolist() == pytest.approx([float(t) for t in terms.values()], rel=1e-5)
+    assert torch.allclose(found.gradient, gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 5, 6, 11])
+@pytest.mark.parametrize("how", ["alone", "rival", "half resolution", "average", "prior"])
+def test_a_batch_in_chunks_has_the_gradient_of_the_whole(
+    digits: Classifier, size: int, how: str
+) -> None:
+    given: dict[str, Any] = {}
+    if how == "rival":
+        given["rival"] = Rival(student_of(digits), weight=2.0, temperature=2.0)
+    if how == "half resolution":
+        given["factor"] = 2
+    if how == "average":
+        with frozen(digits.module) as model, watch(model) as watched:
+            model(torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(5)))
+            given["average"] = Average(watched.take(), 0.8)
+    if how == "prior":
+        given["prior"] = digits
+    config = settings(digits, tv_l1=0.3)
+    whole, _ = loss_of(digits, config, **given)
+    cut, _ = loss_of(digits, replace(config, image_chunk=size), **given)
+    assert torch.allclose(cut.terms, whole.terms, rtol=1e-5)
+    assert torch.allclose(cut.scores, whole.scores, rtol=1e-4, atol=1e-6)
+    scale = float(whole.gradient.abs().max())
+    assert float((cut.gradient - whole.gradient).abs().max()) < 1e-5 * scale
+
+
+def test_chunks_are_nearly_equal_and_complete() -> None:
+    assert chunks(10, 100) == [slice(0, 10)]
+    assert chunks(10, 4) == [slice(0, 3), slice(3, 7), slice(7, 10)]
+    assert chunks(256, 128) == [slice(0, 128), slice(128, 256)]
+
+
+def test_scores_are_what_each_image_has_for_itself(digits: Classifier) -> None:
+    found, names = loss_of(digits, settings(digits, tv_l2=0.1))
+    own = [value for name, value in zip(names, found.terms, strict=True) if name != "r_feature"]
+    assert float(found.scores.mean()) == pytest.approx(float(sum(own)), rel=1e-5)
+
+
+def test_an_average_takes_its_share_of_the_statistics(digits: Classifier) -> None:
+    config = settings(digits, ce=0)
+    with frozen(digits.module) as model, watch(model) as watched:
+        model(torch.zeros(2, 1, 16, 16))
+        stats = watched.take()
+    # Statistics that agree with what is stored leave a tenth of the distance of a batch.
+    agreeing = [
+        layer._replace(offset=torch.zeros_like(layer.offset), square=layer.running_var)
+        for layer in stats
+    ]
+    alone, _ = loss_of(digits, config)
+    within, _ = loss_of(digits, config, average=Average(agreeing, 0.999))
+    assert float(within.terms[-1]) < 0.01 * float(alone.terms[-1])
+
+
+def test_a_prior_brings_its_own_size_and_normalisation(digits: Classifier) -> None:
+    # The same network, told that its inputs are 32 px: it sees the images enlarged.
+    other = Classifier(digits.module, replace(digits.card, input_size=(1, 32, 32), mean=(0.1,)))
+    same, _ = loss_of(digits, settings(digits), prior=digits)
+    plain, _ = loss_of(digits, settings(digits))
+    enlarged, _ = loss_of(digits, settings(digits), prior=other)
+    assert torch.allclose(same.gradient, plain.gradient, atol=1e-7)
+    assert not torch.allclose(enlarged.gradient, plain.gradient, atol=1e-5)
+    assert float(enlarged.terms[0]) == pytest.approx(float(plain.terms[0]))
+
+
+def test_a_network_without_batch_norm_takes_statistics_from_a_prior(digits: Classifier) -> None:
+    plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), digits.card)
+    found, names = loss_of(plain, settings(digits), prior=digits)
+    assert names == ["ce", "r_feature"]
+    assert float(found.terms[1]) > 0
+
+
+def test_renormalise_equals_the_way_through_images(digits: Classifier) -> None:
+    other: Card = replace(digits.card, mean=(0.1,), std=(0.7,))
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    inputs = (images - digits.card.mean[0]) / digits.card.std[0]
+    wanted = (images - 0.1) / 0.7
+    assert torch.allclose(renormalise(inputs, digits.card, other), wanted, atol=1e-6)
+    assert renormalise(inputs, digits.card, digits.card) is inputs
