@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,52 @@ def moments(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Moments:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     mean, var = running_mean.to(dtype), running_var.to(dtype)
-    dims = [d for d in range(x.ndim) if d != 1]
-    centred = x.to(dtype) - mean.view(-1, *[1] * (x.ndim - 2))
-    return Moments(centred.mean(dims), centred.square().mean(dims), mean, var)
+    offset, square = _Moments.apply(x, mean)
+    return Moments(offset, square, mean, var)
+
+
+class _Moments(torch.autograd.Function):
+    """E[x - m] and E[(x - m)^2] per channel; the gradient is linear in x.
+
+    dx = (d_offset + 2 (x - m) d_square) / N
+    """
+
+    @staticmethod
+    def forward(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        centred = x.to(mean.dtype) - _per_channel(mean, x)
+        share = mean.numel() / x.numel()
+        # First image by image: what was just written is still in the cache, and the compiler joins
+        # this loop with the layer's own.
+        centred = centred.flatten(2) if x.ndim > 2 else centred[:, :, None]
+        return centred.sum(2).sum(0) * share, centred.square().sum(2).sum(0) * share
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, offset: Tensor, square: Tensor) -> tuple[Tensor, None]:
+        x, mean = ctx.saved_tensors
+        share = mean.numel() / x.numel()
+        slope, level = _computed(square * (2 * share)), _computed(offset * share)
+        centred = x.to(mean.dtype) - _per_channel(mean, x)
+        gradient = centred * _per_channel(slope, x) + _per_channel(level, x)
+        return gradient.to(x.dtype), None
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """(C,) beside (B, C, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 2))
+
+
+def _computed(values: Tensor) -> Tensor:
+    """The same values, as a tensor of their own once compiled.
+
+    The compiler would put the arithmetic that leads to (C,) values into the loop over all of x,
+    divisions and square roots included; a strided view of them has to exist in memory.
+    """
+    return values.as_strided(values.shape, values.stride())
 
 
 def image_moments(x: Tensor, running_mean: Tensor, running_var: Tensor, *, count: int) -> Moments:
