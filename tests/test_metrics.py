@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from dreamkd.metrics import Accuracy, Agreement, top_k_hits
+from dreamkd.engine import normalise
+from dreamkd.metrics import Accuracy, Agreement, features, intra_class_similarity, top_k_hits
+from dreamkd.models import Classifier
 
 LOGITS = torch.tensor(
     [
@@ -64,3 +66,21 @@ def test_agreement():
     agreement.add(LOGITS[2:], -LOGITS[2:])  # 1 and 2, 1 and 0
     agreement.add(LOGITS, 2 * LOGITS)
     assert agreement.percent == 50.0
+
+
+def test_similarity_by_hand() -> None:
+    # Class 0: (1, 0), (0, 2), (3, 3): cosines 0, 1/sqrt 2, 1/sqrt 2. Class 1: two equal. 2: alone.
+    rows = torch.tensor([[1.0, 0], [0, 2], [3, 3], [1, 1], [2, 2], [1, 0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    wanted = (2 / (3 * 2**0.5) + 1) / 2
+    assert intra_class_similarity(rows, labels) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_features_are_what_the_last_layer_weighs(digits: Classifier) -> None:
+    images = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
+    card, module = digits.card, digits.module
+    last = [m for m in module.modules() if isinstance(m, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        logits = module(normalise(images, mean=card.mean, std=card.std))
+        assert torch.allclose(last(features(digits, images)), logits, atol=1e-5)
+    assert not last._forward_pre_hooks

@@ -1,75 +1,147 @@
-"""A finished `dreamkd invert` run beside real images: R_feature and agreement of verifiers.
+"""Ways of inverting one teacher, side by side: seconds, verifiers, statistics, diversity, student.
 
-    python -m tests.benchmarks.inversion runs/cifar --real CIFAR/test.tar --verifier FILE
+    python -m tests.benchmarks.inversion --model cifar10_resnet20 --per-class 26 \\
+        --real 'CIFAR/test.tar' --verifier resnet32.safetensors \\
+        --row 'fast=' --row 'fast, 50 steps=--image-steps 50' --row 'released=--preset released'
 
-R_feature depends on the size of the batch, so real batches of the run's own sizes are drawn.
+Every row is a run of `dreamkd invert` with its options, kept in a folder, so that a killed
+measurement continues. Real images of `--real` stand beside as a row: R_feature depends on the size
+of the batch, so real batches of the run's own size are drawn. With `--student` a student is trained
+on the images of each row by `dreamkd distill --data` and measured on `--real`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from dreamkd import data, losses, models
-from dreamkd.batchnorm import watch
-from dreamkd.engine import frozen, normalise
+from dreamkd import data, formats, models
+from dreamkd.metrics import features, intra_class_similarity, measure
 from dreamkd.models import Classifier
+from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
 from tests.benchmarks.environment import describe
 
 
-@torch.inference_mode()
-def r_feature(teacher: Classifier, images: torch.Tensor) -> float:
-    """R_feature of one batch, uint8 (B, C, H, W), in float32."""
-    card = teacher.card
-    with frozen(teacher.module) as model, watch(model) as watched:
-        model(normalise(images, mean=card.mean, std=card.std))
-        return float(losses.r_feature(watched.take()))
+@dataclass(frozen=True)
+class Bench:
+    """What every row is measured with."""
+
+    teacher: Classifier
+    verifiers: dict[str, Classifier]
+    real: Tensor  # uint8
+    truth: Tensor
+
+    def columns(self, batches: list[tuple[Tensor, Tensor]]) -> list[str]:
+        """R_feature of each batch; of all images, accuracies and diversity (last verifier)."""
+        with Observer(self.teacher, device="cpu") as observe:
+            levels = [observe(images, labels).r_feature for images, labels in batches]
+        spread = f" ± {statistics.stdev(levels):.1f}" if len(levels) > 1 else ""
+        cells = [f"{statistics.mean(levels):.1f}{spread}"]
+        images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+        for verifier in (self.teacher, *self.verifiers.values()):
+            cells.append(f"{measure(verifier, images, labels).top1:.1f}")
+        judge = [self.teacher, *self.verifiers.values()][-1]
+        cells.append(f"{intra_class_similarity(features(judge, images), labels):.3f}")
+        return cells
+
+    def real_batches(self, size: int, draws: int) -> list[tuple[Tensor, Tensor]]:
+        """Batches of real images, drawn without replacement each."""
+        orders = [
+            torch.randperm(len(self.real), generator=generator_for(0, "real", draw))[:size]
+            for draw in range(draws)
+        ]
+        return [(self.real[order], self.truth[order]) for order in orders]
 
 
-@torch.inference_mode()
-def agreement(verifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Percent of images that the verifier classifies as labelled."""
-    inputs = normalise(images, mean=verifier.card.mean, std=verifier.card.std)
-    logits = torch.cat([verifier.module(chunk) for chunk in inputs.split(256)])
-    return 100 * float((logits.argmax(1) == labels).float().mean())
+def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
+    """The result of a `dreamkd` command, and wall seconds; those of a finished run are kept."""
+    timing = out / "wall-seconds.json"
+    began = time.perf_counter()
+    words = [sys.executable, "-m", "dreamkd.cli", *shlex.split(command)]
+    done = subprocess.run(
+        [*words, "--out", str(out), "--json", "--quiet"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    if not timing.exists():
+        timing.write_text(json.dumps(time.perf_counter() - began))
+    return json.loads(done.stdout), json.loads(timing.read_text())
+
+
+def made(folder: Path) -> list[tuple[Tensor, Tensor]]:
+    """The batches of a run."""
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").open()]
+    images, labels = zip(*((x, y) for x, y, _ in formats.read_run(folder)), strict=True)
+    sizes = [line["count"] for line in lines]
+    stacked, truth = torch.stack(images), torch.tensor(labels)
+    return list(zip(stacked.split(sizes), truth.split(sizes), strict=True))
 
 
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a finished dreamkd invert")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--model-options", default="", help="how the model is built")
+    parser.add_argument("--per-class", type=int, default=26)
+    parser.add_argument("--classes", default="all")
     parser.add_argument("--real", required=True, help="data specification of real images")
-    parser.add_argument("--verifier", nargs="*", default=[])
     parser.add_argument("--draws", type=int, default=20, help="real batches to draw")
+    parser.add_argument("--verifier", nargs="*", default=[], help="FILE[=ARCH]")
+    parser.add_argument("--row", action="append", required=True, help="NAME=OPTIONS")
+    parser.add_argument("--student", default="", help="NAME and options of dreamkd distill")
+    parser.add_argument("--out", type=Path, default=Path("runs/inversion"))
     arguments = parser.parse_args()
-    config = json.loads((arguments.run / "resolved.json").read_text())["config"]
-    teacher = models.load(config["model"])
+    options = dict(zip(*[iter(shlex.split(arguments.model_options))] * 2, strict=True))
+    given: dict[str, Any] = {
+        name[2:]: tuple(map(float, text.split(","))) if name in ("--mean", "--std") else text
+        for name, text in options.items()
+    }
+    teacher = models.load(arguments.model, **given)
+    verifiers = {}
+    for spec in arguments.verifier:
+        file, _, arch = spec.partition("=")
+        verifiers[Path(file).stem] = models.load(file, arch=arch or None)
     how = data.Preprocessing.of(teacher.card)
-    made, labels = data.stack(data.open_images(str(arguments.run), preprocessing=how))
     real, truth = data.stack(data.open_images(arguments.real, preprocessing=how))
-    lines = [json.loads(line) for line in (arguments.run / "manifest.jsonl").open()]
-    sizes = [line["count"] for line in lines]
-    levels = []
-    for draw in range(arguments.draws):
-        order = torch.randperm(len(real), generator=generator_for(0, "real", draw))
-        levels.append(r_feature(teacher, real[order[: sizes[0]]]))
-    ours = [r_feature(teacher, chunk) for chunk in made.split(sizes)]
-    print(f"{len(made)} images of {config['model']}, {config['image_steps']} steps; {describe()}\n")
-    print("| images | R_feature | " + " | ".join(Path(v).stem for v in arguments.verifier) + " |")
-    print("| --- | --- |" + " --- |" * len(arguments.verifier))
-    networks = [models.load(v) for v in arguments.verifier]
-    for name, pixels, wanted, values in (
-        ("synthesised", made, labels, ours),
-        (f"real, {arguments.draws} batches of {sizes[0]}", real, truth, levels),
-    ):
-        shares = " | ".join(f"{agreement(v, pixels, wanted):.2f} %" for v in networks)
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        print(f"| {name} | {statistics.mean(values):.1f}{spread} | {shares} |")
+    bench = Bench(teacher, verifiers, real, truth)
+    heads = ["images", "seconds", "R_feature", "teacher %"]
+    heads += [f"{name} %" for name in verifiers] + ["similarity"]
+    heads += ["student %"] if arguments.student else []
+    print(f"{arguments.model}, {arguments.per_class} images a class; {describe()}\n")
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
+    size = 0
+    for row in arguments.row:
+        name, _, row_options = row.partition("=")
+        out = arguments.out / name.replace(" ", "-").replace(",", "")
+        command = f"invert {arguments.model} {arguments.model_options} {row_options}"
+        command += f" --classes {arguments.classes} --per-class {arguments.per_class}"
+        _, seconds = run(command, out)
+        batches = made(out)
+        size = len(batches[0][1])
+        cells = [name, f"{seconds:.0f}", *bench.columns(batches)]
+        if arguments.student:
+            command = f"distill --teacher {arguments.model} {arguments.model_options}"
+            command += f" --data {out} --student {arguments.student} --eval-data {arguments.real}"
+            command += " --noise-baseline off"
+            result, _ = run(command, out.with_name(out.name + "-student"))
+            cells.append(f"{result['student_top1']:.2f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
+    drawn = bench.real_batches(size, arguments.draws)
+    cells = [f"real, {arguments.draws} batches of {size}", "-", *bench.columns(drawn)]
+    print(f"| {' | '.join(cells + ['-'] * bool(arguments.student))} |")
 
 
 if __name__ == "__main__":
