@@ -266,7 +266,8 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
     else:
         return
     raise NoBatchNormError(
-        f"{name}: {reason}, so R_feature has nothing to match; --method deepdream works without it"
+        f"{name}: {reason}, so R_feature has nothing to match: --method deepdream works "
+        "without it, --bn-prior MODEL takes another network's"
     )
 
 

@@ -84,6 +84,7 @@ class Objective:
         self._on_event = on_event
         self._stack = ExitStack()
         self._steps: dict[tuple[int, bool], Step] = {}
+        self._to_prior: dict[tuple[int, int], Resampling | None] = {}  # from the size seen
 
     def __enter__(self) -> Self:
         device = self.runtime.device
@@ -93,8 +94,6 @@ class Objective:
             self._stack.enter_context(on_device(self.rival.student.module, device))
         if self._prior is not None:
             self._prior_model = self._twin(self._prior)
-            sizes = self.teacher.card.input_size[1:], self._prior.card.input_size[1:]
-            self._to_prior = resampling(*sizes, device=device) if sizes[0] != sizes[1] else None
         watched = self._prior_model if self._prior is not None else self._model
         self._watched = self._stack.enter_context(watch(watched))
         self._stack.enter_context(self.runtime.active())
@@ -165,6 +164,11 @@ class Objective:
         """The terms at one resolution, compiled into a graph of their own."""
         key = factor, compete
         if key not in self._steps:
+            if self._prior is not None:
+                _, height, width = self.teacher.card.input_size
+                seen, wanted = (height // factor, width // factor), self._prior.card.input_size[1:]
+                weights = resampling(seen, wanted, device=self.runtime.device)
+                self._to_prior[seen] = weights if seen != wanted else None
             step = partial(self._terms, factor, compete)
             compiled = compile_step(step, on_event=self._on_event) if self._compiled else step
             self._steps[key] = compiled
@@ -234,7 +238,7 @@ class Objective:
         """Run the network whose statistics are matched; the hooks take what is wanted."""
         assert self._prior is not None
         theirs = renormalise(inputs, self.teacher.card, self._prior.card)
-        weights: Resampling | None = self._to_prior
+        weights = self._to_prior[inputs.shape[2], inputs.shape[3]]
         self._prior_model(theirs if weights is None else resample(theirs, weights))
 
 

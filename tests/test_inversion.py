@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -247,6 +248,19 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
         ({"classes": "3", "per_class": 1}, ConfigError, "a single image has no statistics"),
         ({"classes": "3", "per_class": 3, "image_batch_size": 2}, ConfigError, "a single image"),
         ({"method": "deepdream", "r_feature": 1}, ConfigError, "no effect with --method deepdream"),
+        ({"competition": 2.0}, ConfigError, "--competition has no effect with --method deepinv"),
+        ({"method": "adaptive"}, ConfigError, "--method adaptive: needs the --student"),
+        ({"r_feature": 1, "r_feature_ratio": 1}, ConfigError, "no effect with --r-feature"),
+        ({"images": "generator", "clip": "off"}, ConfigError, "--clip has no effect with --images"),
+        ({"stages": "1,0"}, ConfigError, "--stages: the last one"),
+        ({"stages": "1,1,1,1,1,1,1,1"}, ModelError, "does not run on images of 1x0x0"),
+        ({"class_weights": "3"}, ConfigError, "'3' is not CLASS:WEIGHT"),
+        ({"class_weights": "11:1"}, ConfigError, "--class-weights: '11' is not within 0-9"),
+        ({"class_weights": "0:nan"}, ConfigError, "'0:nan' is not CLASS:WEIGHT"),
+        ({"classes": "1-2", "class_weights": "3:1"}, ConfigError, "class 3 is not among"),
+        ({"class_weights": "0-9:0"}, ConfigError, "leave no image to make"),
+        ({"bn_prior": "cifar10_resnet20"}, ModelError, "takes images of 3 channels"),
+        ({"method": "adaptive", "student": "cifar10_resnet20"}, ModelError, "of 3 channels"),
         ({"image_warmup": 3}, ConfigError, "--image-warmup: 3 is above --image-steps 2"),
         ({"model": "no_such_net"}, ModelError, "no_such_net"),
         ({"verifier": "no_such_net"}, ModelError, "no_such_net"),
@@ -272,3 +286,131 @@ def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoBatchNormError, match="look untrained"):
         run(tmp_path / "run", model=str(tmp_path / "fresh.safetensors"))
     assert not (tmp_path / "run").exists()
+
+
+SEQUENTIAL = {
+    "generator": {"images": "generator", "image_steps": 3},
+    "average": {"bn_momentum": 0.8},
+}
+
+
+@pytest.mark.parametrize("how", SEQUENTIAL)
+def test_what_is_carried_from_batch_to_batch_survives_a_stop(tmp_path: Path, how: str) -> None:
+    settings = {**SEQUENTIAL[how], "per_class": 6}  # three batches of 20
+    run(tmp_path / "whole", **settings)
+    polls = iter([False] * 5 + [True])
+    config = invert_config(out=str(tmp_path / "run"), **settings)
+    with pytest.raises(Stopped):
+        invert(config, should_stop=lambda: next(polls))
+    assert (tmp_path / "run" / "state-images.safetensors").exists()
+    run(tmp_path / "run", **settings)
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", SEQUENTIAL)
+@pytest.mark.parametrize("lost", ["first shard", "last shard", "state"])
+def test_a_lost_file_of_a_sequential_run_is_made_up_for(
+    tmp_path: Path, how: str, lost: str
+) -> None:
+    settings = {**SEQUENTIAL[how], "per_class": 6}
+    run(tmp_path / "run", **settings)
+    wanted = facts(tmp_path / "run")
+    path = {
+        "first shard": "shards/shard-000000.tar",
+        "last shard": "shards/shard-000002.tar",
+        "state": "state-images.safetensors",
+    }[lost]
+    (tmp_path / "run" / path).unlink()
+    run(tmp_path / "run", **settings)
+    assert facts(tmp_path / "run") == wanted
+
+
+def test_batches_that_remember_differ_from_those_that_do_not(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", bn_momentum=0.8)
+    ours, theirs = facts(tmp_path / "run"), facts(whole)
+    assert ours["shard-000000.tar"] == theirs["shard-000000.tar"]  # nothing to remember yet
+    assert ours["shard-000001.tar"] != theirs["shard-000001.tar"]
+
+
+def test_images_against_a_student_are_harder_for_it(tmp_path: Path) -> None:
+    from dreamkd import models
+
+    student = models.create(
+        "cifar_resnet8", num_classes=10, input_size=(1, 16, 16), mean=(0.5,), std=(0.25,)
+    )
+    models.save(student, tmp_path / "student.safetensors")
+    path = str(tmp_path / "student.safetensors")
+    settings = {"image_steps": 20, "per_class": 2, "verifier": path}
+    plain = run(tmp_path / "plain", **settings)
+    adaptive = run(
+        tmp_path / "adaptive", method="adaptive", student=path, competition=30, **settings
+    )
+    assert adaptive.verifiers["student"] < plain.verifiers["student"] + 1e-6
+    samples = [
+        [sample.png for sample in shards.read(tmp_path / name / "shards" / "shard-000000.tar")]
+        for name in ("plain", "adaptive")
+    ]
+    assert samples[0] != samples[1]
+
+
+def test_classes_have_the_weights_asked_for(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", class_weights="3:2,7:0.5,0:0")
+    labels = [
+        sample.label
+        for path in sorted((tmp_path / "run" / "shards").iterdir())
+        for sample in shards.read(path)
+    ]
+    assert [labels.count(k) for k in range(10)] == [0, 4, 4, 8, 4, 4, 4, 2, 4, 4]
+    assert result.images == len(labels) == 38
+
+
+def test_an_option_of_each_kind_changes_the_images(whole: Path, tmp_path: Path) -> None:
+    for number, given in enumerate(
+        (
+            {"images": "pyramid"},
+            {"stages": "1,1"},
+            {"crop": 0.3, "image_steps": 4},
+            {"keep": "best", "image_steps": 8},
+            {"r_feature_ratio": 50.0},
+        )
+    ):
+        folder = tmp_path / str(number)
+        run(folder, per_class=2, **given)
+        assert facts(folder)["shard-000000.tar"] != facts(whole)["shard-000000.tar"], given
+
+
+def test_a_batch_above_the_chunk_is_cut_and_the_cut_recorded(tmp_path: Path) -> None:
+    run(tmp_path / "run", image_chunk=7, per_class=2)
+    settings = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]
+    assert (settings["image_batch_size"], settings["image_chunk"]) == (20, 7)
+    (line,) = shards_lines(tmp_path / "run")
+    assert line["count"] == 20
+
+
+def test_the_manifest_tells_the_level_that_chance_explains(whole: Path) -> None:
+    for line in shards_lines(whole):
+        assert 0 < line["r_feature_expected"] < line["r_feature"]  # two steps from noise
+        assert set(line["terms"]) == {"ce", "r_feature"}
+
+
+def test_statistics_of_another_network_serve_one_without(tmp_path: Path) -> None:
+    from dreamkd import models
+
+    vit = models.create(
+        "timm:vit_tiny_patch16_224", num_classes=10, input_size=(1, 64, 64), mean=(0.5,), std=(0.5,)
+    )
+    models.save(vit, tmp_path / "vit.safetensors")
+    path = str(tmp_path / "vit.safetensors")
+    with pytest.raises(NoBatchNormError, match=r"no batch-norm layer.*--bn-prior"):
+        run(tmp_path / "run", model=path)
+    assert not (tmp_path / "run").exists()
+    result = run(tmp_path / "run", model=path, bn_prior="digits_resnet14", per_class=1)
+    assert result.r_feature > 0
+    # A transformer of one size runs at no other: the coarse stage of 64 px is left out.
+    settings = json.loads((tmp_path / "run" / "resolved.json").read_text())
+    assert settings["config"]["stages"] == [1]
+    assert settings["bn_prior_sha256"] == models.load("digits_resnet14").sha256()
+
+
+def shards_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
