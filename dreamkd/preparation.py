@@ -77,8 +77,10 @@ def settled(config: Config, teacher: Classifier) -> Config:
         ConfigError: what was given does not go with what follows from the model.
     """
     decided = settle(config, input_size=teacher.card.input_size)
-    if not config.stages and not _runs(teacher, factor=coarsest(decided)):
-        decided = replace(decided, stages=decided.stages[-1:])  # such as a transformer of one size
+    alike = batchnorm.layers(teacher.module) and _runs(teacher, factor=coarsest(decided))
+    if not config.stages and not alike:
+        # A transformer does not run at half its size, or is another network there.
+        decided = replace(decided, stages=decided.stages[-1:])
     return merge(type(config), _all(decided))
 
 

@@ -20,7 +20,7 @@ from dreamkd.config import (
     options,
     settle,
 )
-from dreamkd.config.presets import GENERATOR
+from dreamkd.config.presets import OTHER_IMAGES
 from dreamkd.errors import ConfigError
 
 EVERY = [(name, field) for name, config in COMMANDS.items() for field in options(config)]
@@ -149,8 +149,9 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
     autos = {field.name for field in options(ImageConfig) if field.default in ("auto", ())}
     assert set(PRESETS["fast"]) - autos == {"first_batches", "rounds", "steps"}
     assert autos - set(PRESETS["fast"]) == {"image_chunk"}  # measured on the machine
-    assert set(GENERATOR) <= set(PRESETS["fast"])
-    assert all(by_name[k].parse(v) == v for k, v in GENERATOR.items() if v is not None)
+    for values in OTHER_IMAGES.values():
+        assert set(values) <= set(PRESETS["fast"])
+        assert all(by_name[k].parse(v) == v for k, v in values.items() if v is not None)
 
 
 @pytest.mark.parametrize(

@@ -97,23 +97,26 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     },
 }
 
-#: What a generator needs instead, whatever the preset and the size (Fang et al. 2022).
-GENERATOR: dict[str, Any] = {
-    "image_steps": 5,
-    "stages": (1,),
-    "image_lr": 3e-3,
-    "image_beta1": 0.5,
-    "image_beta2": 0.999,
-    "image_schedule": "constant",
-    "image_warmup": 0,
-    "ce": 0.5,
-    "r_feature": 10.0,
-    "r_feature_ratio": None,
-    "first_bn": 1.0,
-    "tv_l1": 0.0,
-    "tv_l2": 0.0,
-    "l2": 0.0,
-    "bn_momentum": 0.9,
+#: What other images than pixels need instead, whatever the preset and the size.
+OTHER_IMAGES: dict[str, dict[str, Any]] = {
+    "pyramid": {"stages": (1,), "image_lr": 0.1, "tv_l1": 0.0, "tv_l2": 0.0},
+    "generator": {  # Fang et al. 2022
+        "image_steps": 5,
+        "stages": (1,),
+        "image_lr": 3e-3,
+        "image_beta1": 0.5,
+        "image_beta2": 0.999,
+        "image_schedule": "constant",
+        "image_warmup": 0,
+        "ce": 0.5,
+        "r_feature": 10.0,
+        "r_feature_ratio": None,
+        "first_bn": 1.0,
+        "tv_l1": 0.0,
+        "tv_l2": 0.0,
+        "l2": 0.0,
+        "bn_momentum": 0.9,
+    },
 }
 
 
@@ -128,8 +131,7 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     side = min(height, width)
     column = sum(side >= limit for limit in SIZES)
     values = {name: columns[column] for name, columns in PRESETS[config.preset].items()}
-    if config.images == "generator":
-        values |= GENERATOR
+    values |= OTHER_IMAGES.get(config.images, {})
     values["jitter"] = max(1, round(values["jitter"] * side))
     if channels == 1:
         values["flip"] = "off"
