@@ -153,7 +153,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, offset: Tensor, square: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
         share = mean.numel() / x.numel()
-        slope, level = _computed(square * (2 * share)), _computed(offset * share)
+        slope, level = computed(square * (2 * share)), computed(offset * share)
         centred = x.to(mean.dtype) - _per_channel(mean, x)
         gradient = centred * _per_channel(slope, x) + _per_channel(level, x)
         return gradient.to(x.dtype), None
@@ -164,7 +164,7 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 2))
 
 
-def _computed(values: Tensor) -> Tensor:
+def computed(values: Tensor) -> Tensor:
     """The same values, as a tensor of their own once compiled.
 
     The compiler would put the arithmetic that leads to (C,) values into the loop over all of x,

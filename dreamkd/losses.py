@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamkd.batchnorm import Moments
+from dreamkd.batchnorm import Moments, computed
 from dreamkd.errors import NoBatchNormError
 
 
@@ -63,33 +64,71 @@ def tv_l2(x: Tensor) -> Tensor:
     Args: x: (B, C, H, W).
     Returns: (B,), each >= 0.
     """
-    return torch.stack([_norms(d) for d in _differences(x)]).sum(0)
+    norms: Tensor = _Variation.apply(*_lines(x))  # (4, B)
+    return norms.sum(0)
 
 
 def tv_l1(x: Tensor) -> Tensor:
     """Mean absolute difference to the four neighbours, summed over directions, per image: (B,)."""
-    return torch.stack([d.abs().flatten(1).mean(1) for d in _differences(x)]).sum(0)
+    return torch.stack([d.abs().mean((1, 2, 3)) for d in _differences(*_lines(x))]).sum(0)
 
 
-def _differences(x: Tensor) -> tuple[Tensor, ...]:
-    """Right, down, down-right and up-right differences of (B, C, H, W)."""
+def _lines(x: Tensor) -> tuple[Tensor, int]:
+    """(B, C, H, W) as (B, planes, H, length), contiguous, and how far the next pixel is in a line.
+
+    With the channels last, a line holds all of them: the loops over it stay long and plain.
+    """
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x, 1
+    return x.permute(0, 2, 3, 1).flatten(2)[:, None], x.shape[1]
+
+
+def _differences(lines: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Right, down, down-right and up-right differences of the images in `lines`."""
     return (
-        x[..., :, 1:] - x[..., :, :-1],
-        x[..., 1:, :] - x[..., :-1, :],
-        x[..., 1:, 1:] - x[..., :-1, :-1],
-        x[..., :-1, 1:] - x[..., 1:, :-1],
+        lines[..., step:] - lines[..., :-step],
+        lines[..., 1:, :] - lines[..., :-1, :],
+        lines[..., 1:, step:] - lines[..., :-1, :-step],
+        lines[..., :-1, step:] - lines[..., 1:, :-step],
     )
 
 
-def _norms(x: Tensor) -> Tensor:
-    """Euclidean norm per image: (B, C, H, W) -> (B,)."""
-    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return norms
+class _Variation(torch.autograd.Function):
+    """The Euclidean norms (4, B) of the differences; what has no difference has no gradient.
+
+    d_lines = sum_i d_norm_i / norm_i * (difference_i at its end - difference_i at its start)
+    """
+
+    @staticmethod
+    def forward(lines: Tensor, step: int) -> Tensor:
+        squares = [d.square().sum(3).sum((1, 2)) for d in _differences(lines, step)]
+        return torch.stack(squares).sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.step = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        lines, norms = ctx.saved_tensors
+        s = ctx.step
+        # Zeros (left, right, above, below) that put a difference at its end, and at its start.
+        ends = (s, 0, 0, 0), (0, 0, 1, 0), (s, 0, 1, 0), (s, 0, 0, 1)
+        starts = (0, s, 0, 0), (0, 0, 0, 1), (0, s, 0, 1), (0, s, 1, 0)
+        factors = computed(torch.where(norms > 0, gradient / norms, 0))[:, :, None, None, None]
+        total = torch.zeros_like(lines)
+        for factor, d, end, start in zip(
+            factors, _differences(lines, s), ends, starts, strict=True
+        ):
+            total = total + F.pad(factor * d, end) - F.pad(factor * d, start)
+        return total, None
 
 
 def l2(x: Tensor) -> Tensor:
     """R_l2 of Eq. 3: Euclidean norm per image of (B, C, H, W): (B,)."""
-    return _norms(x)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3))
+    return norms
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:

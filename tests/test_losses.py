@@ -124,12 +124,27 @@ def r_feature_of(x: Tensor) -> Tensor:
     return losses.r_feature([moments(x, mean, var)], first_scale=2)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "term",
     [r_feature_of, losses.tv_l1, losses.tv_l2, losses.l2],
     ids=["r_feature", "tv_l1", "tv_l2", "l2"],
 )
-def test_gradients_of_image_terms(term) -> None:
+def test_gradients_of_image_terms(term, layout: torch.memory_format) -> None:
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(term, (x,))
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64, generator=generator)
+    assert torch.autograd.gradcheck(term, (x.to(memory_format=layout).requires_grad_(),))
+
+
+def test_the_layout_changes_no_prior() -> None:
+    x = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(4))
+    for prior in (losses.tv_l1, losses.tv_l2, losses.l2):
+        last = prior(x.to(memory_format=torch.channels_last))
+        assert float(last) == pytest.approx(float(prior(x)), rel=1e-6)
+
+
+@pytest.mark.parametrize("prior", [losses.tv_l2, losses.l2])
+def test_a_flat_image_has_a_finite_gradient(prior) -> None:
+    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(prior(x), x)
+    assert torch.equal(gradient, torch.zeros_like(x))
