@@ -132,6 +132,30 @@ def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
         assert torch.allclose(0.4 * first + 0.6 * second, getattr(whole, field))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
+def test_compiled_moments_at_a_hundred_standard_deviations(dtype: torch.dtype) -> None:
+    """Within 1e-4 of float64 on the same values, and the gradient of the plain formula."""
+    x = 100 + torch.randn(32, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+    mean, var = torch.full((4,), 100.5), torch.ones(4)
+    weight = torch.linspace(0.5, 2, 4)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        found = moments(x, mean, var)
+        return found.mean, found.var
+
+    got = torch.compile(both, fullgraph=True)(x)
+    exact = x.detach().double().requires_grad_()
+    wanted = exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0)
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.allclose(a.double(), b, rtol=1e-4)
+    (grad,) = torch.autograd.grad(sum((weight * s).sum() for s in got), x)
+    (plain,) = torch.autograd.grad(sum((weight * s).sum() for s in wanted), exact)
+    # Each value is rounded once to the precision of x.
+    assert torch.allclose(grad.double(), plain, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
 def with_statistics(mean: list[float], var: list[float]) -> nn.Module:
     layer = nn.BatchNorm2d(2)
     layer.running_mean = torch.tensor(mean)

@@ -1,6 +1,7 @@
 """What every loop shares: where it computes, at which rate, behind which guards."""
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
+from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import check_finite, enough_memory
 from dreamkd.engine.modules import frozen, normalise, on_device, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
@@ -11,6 +12,7 @@ __all__ = [
     "check_finite",
     "compile_step",
     "enough_memory",
+    "fixed",
     "frozen",
     "normalise",
     "on_device",

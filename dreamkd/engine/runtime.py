@@ -50,6 +50,11 @@ class Runtime:
         return torch.autocast(torch.device(self.device).type, _DTYPES[self.precision])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return _DTYPES.get(self.precision, torch.float32)
+
+    @property
     def loss_scale(self) -> float:
         """Factor of the loss in the backward pass: small gradients of float16 would become 0."""
         return 1024.0 if self.precision == "fp16" else 1.0

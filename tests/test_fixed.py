@@ -1,0 +1,103 @@
+"""The private copy of a frozen network: the same function, the original left alone."""
+
+import copy
+
+import timm.layers
+import torch
+from torch import Tensor, nn
+
+from dreamkd import batchnorm
+from dreamkd.engine import Runtime, fixed
+from dreamkd.engine.fixed import FixedNorm
+from dreamkd.models import Classifier
+
+FP32, BF16 = (Runtime("cpu", precision, 1) for precision in ("fp32", "bf16"))
+
+
+def network() -> nn.Module:
+    """Every kind of layer that is rewritten, with statistics that are not the default."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        timm.layers.BatchNormAct2d(8, act_layer=nn.SiLU),
+        nn.BatchNorm2d(8, affine=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 5),
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return model.train()
+
+
+def images() -> Tensor:
+    return torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    (grad,) = torch.autograd.grad(logits.square().sum(), x)
+    return logits.detach(), grad
+
+
+def test_float32_is_within_1e_5_of_float64() -> None:
+    model = network()
+    wanted = gradient(copy.deepcopy(model).eval().double(), images().double())
+    got = gradient(fixed(model, runtime=FP32), images())
+    for a, b in zip(got, wanted, strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-5
+
+
+def test_bfloat16_is_what_autocast_gives() -> None:
+    model = network()
+    with BF16.autocast():
+        got, wanted = fixed(model, runtime=BF16)(images()), copy.deepcopy(model).eval()(images())
+    assert got.dtype == wanted.dtype == torch.bfloat16
+    assert torch.allclose(got, wanted, rtol=0.02, atol=0.02)
+
+
+def test_the_original_is_left_alone() -> None:
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    made = fixed(model, runtime=BF16)
+    assert model.training
+    assert not made.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert not any(p.requires_grad for p in made.parameters())
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    shared = {id(p) for p in model.parameters()} & {id(p) for p in made.parameters()}
+    assert not shared
+
+
+def test_the_copy_is_watched_like_the_original(digits: Classifier) -> None:
+    x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    stats = []
+    for model in (digits.module, fixed(digits.module, runtime=FP32)):
+        with batchnorm.watch(model) as watched, torch.no_grad():
+            model(x)
+            stats.append(watched.take())
+    assert len(stats[0]) == len(stats[1]) > 0
+    for ours, theirs in zip(*stats, strict=True):
+        assert torch.allclose(ours.offset, theirs.offset, atol=1e-5)
+        assert torch.allclose(ours.square, theirs.square, rtol=1e-4)
+
+
+def test_a_norm_alone_is_replaced_too() -> None:
+    assert isinstance(fixed(nn.BatchNorm2d(3), runtime=FP32), FixedNorm)
+
+
+def test_unknown_kinds_stay() -> None:
+    class Mine(nn.Conv2d):
+        pass
+
+    made = fixed(nn.Sequential(Mine(3, 3, 1), nn.InstanceNorm2d(3)), runtime=BF16)
+    assert [type(m) for m in made] == [Mine, nn.InstanceNorm2d]
+    assert made[0].weight.dtype == torch.float32
