@@ -21,7 +21,7 @@ from dreamkd import losses
 from dreamkd.augment import Resampling, View, resample, resampling, see
 from dreamkd.batchnorm import Moments, blend, watch
 from dreamkd.config import ImageConfig
-from dreamkd.engine import Runtime, compile_step, frozen, on_device, twin
+from dreamkd.engine import Runtime, compile_step, fixed, on_device
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Card, Classifier
 
@@ -88,12 +88,12 @@ class Objective:
 
     def __enter__(self) -> Self:
         device = self.runtime.device
-        # A twin carries the hooks: others who run the network meanwhile do not pay for them.
-        self._model = self._twin(self.teacher)
+        # Copies carry the hooks: others who run the networks meanwhile do not pay for them.
+        self._model = fixed(self.teacher.module, runtime=self.runtime)
         if self.rival is not None:
             self._stack.enter_context(on_device(self.rival.student.module, device))
         if self._prior is not None:
-            self._prior_model = self._twin(self._prior)
+            self._prior_model = fixed(self._prior.module, runtime=self.runtime)
         watched = self._prior_model if self._prior is not None else self._model
         self._watched = self._stack.enter_context(watch(watched))
         self._stack.enter_context(self.runtime.active())
@@ -155,10 +155,6 @@ class Objective:
         if self.runtime.loss_scale != 1:
             gradient /= self.runtime.loss_scale
         return Loss(terms, torch.cat(scores), gradient)
-
-    def _twin(self, network: Classifier) -> torch.nn.Module:
-        module = self._stack.enter_context(on_device(network.module, self.runtime.device))
-        return self._stack.enter_context(frozen(twin(module)))
 
     def _step(self, factor: int, *, compete: bool) -> Step:
         """The terms at one resolution, compiled into a graph of their own."""

@@ -68,7 +68,7 @@ def test_terms_and_gradient_are_those_of_the_plain_formula(digits: Classifier) -
     }
     (gradient,) = torch.autograd.grad(torch.stack([*terms.values()]).sum(), x)
     assert names == [*terms]
-    assert found.terms.tolist() == pytest.approx([float(t) for t in terms.values()], rel=1e-5)
+    assert found.terms.tolist() == pytest.approx([t.item() for t in terms.values()], rel=1e-5)
     assert torch.allclose(found.gradient, gradient, rtol=1e-4, atol=1e-7)
 
 
