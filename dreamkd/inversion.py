@@ -41,7 +41,7 @@ class Inversion:
     images: int
     shards: int
     r_feature: float  # mean over batches, of the kept images; 0 without batch norm
-    r_feature_expected: float  # mean over batches of what such images show by chance
+    r_feature_chance: float  # mean over batches of what such images show by chance
     teacher_top1: float  # percent of images that the teacher classifies as asked
     verifiers: dict[str, float]  # percent, by verifier
     seconds: float  # of work by this process
@@ -226,7 +226,7 @@ def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:
         images=images,
         shards=len(lines),
         r_feature=mean([line["r_feature"] for line in lines]),
-        r_feature_expected=mean([line["r_feature_expected"] for line in lines]),
+        r_feature_chance=mean([line["r_feature_chance"] for line in lines]),
         teacher_top1=mean([line["teacher_top1"] for line in lines]),
         verifiers={
             name: mean([line["verifiers"][name] for line in lines])

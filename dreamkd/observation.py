@@ -27,7 +27,7 @@ class Observation:
     confidences: Tensor  # float32 (B,): the teacher's probability of the label, CPU
     stats: list[Moments]  # of the batch, one entry per batch-norm call, on the device
     r_feature: float  # of the batch, unweighted; 0 without batch norm
-    r_feature_expected: float  # what as many and as varied images show by chance
+    r_feature_chance: float  # what as many and as varied images show by chance
 
 
 class Observer:
@@ -91,7 +91,7 @@ class Observer:
             confidences=probabilities.gather(1, labels.cpu()[:, None])[:, 0],
             stats=stats,
             r_feature=float(losses.r_feature(stats)) if stats else 0.0,
-            r_feature_expected=sampling_level(per_image),
+            r_feature_chance=sampling_level(per_image),
         )
 
     def _logits(self, module: torch.nn.Module, network: Classifier, images: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Batch:
     predictions: Tensor  # int64 (B,): the teacher's top-1
     confidences: Tensor  # float32 (B,): the teacher's probability of the label
     r_feature: float  # of the kept images, unweighted; 0 without batch norm
-    r_feature_expected: float  # what as many and as varied images show by chance
+    r_feature_chance: float  # what as many and as varied images show by chance
     terms: dict[str, float]  # weighted terms of the last step
 
     def facts(
@@ -68,7 +68,7 @@ class Batch:
         return {
             "terms": {name: round(value, 6) for name, value in self.terms.items()},
             "r_feature": round(self.r_feature, 4),
-            "r_feature_expected": round(self.r_feature_expected, 4),
+            "r_feature_chance": round(self.r_feature_chance, 4),
             "teacher_top1": percent(self.predictions),
             "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
         }
@@ -253,7 +253,7 @@ class Synthesiser:
             predictions=seen.predictions,
             confidences=seen.confidences,
             r_feature=seen.r_feature,
-            r_feature_expected=seen.r_feature_expected,
+            r_feature_chance=seen.r_feature_chance,
             terms=terms,
         )
 

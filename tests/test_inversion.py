@@ -389,7 +389,7 @@ def test_a_batch_above_the_chunk_is_cut_and_the_cut_recorded(tmp_path: Path) -> 
 
 def test_the_manifest_tells_the_level_that_chance_explains(whole: Path) -> None:
     for line in shards_lines(whole):
-        assert 0 < line["r_feature_expected"] < line["r_feature"]  # two steps from noise
+        assert 0 < line["r_feature_chance"] < line["r_feature"]  # two steps from noise
         assert set(line["terms"]) == {"ce", "r_feature"}
 
 

@@ -46,7 +46,7 @@ def _presets() -> Iterator[str]:
         f"{preset}, {size}" for preset in PRESETS for size in ("< 32 px", "32-63 px", ">= 64 px")
     ]
     rows = (
-        (f"`{name}`", *(_number(value) for preset in PRESETS.values() for value in preset[name]))
+        (f"`{name}`", *(_value(value) for preset in PRESETS.values() for value in preset[name]))
         for name in names
     )
     yield from _table(("setting", *heads), rows)
@@ -57,7 +57,12 @@ def _exit_codes() -> Iterator[str]:
     yield from _table(("code", "meaning"), ((str(c), text) for c, text in EXIT_CODES.items()))
 
 
-def _number(value: Any) -> str:
+def _value(value: Any) -> str:
+    """As it is typed; nothing where the weight of R_feature is given or calibrated instead."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -1,0 +1,75 @@
+"""The plain loop that the fast one is compared with: DeepInversion as the equations are read.
+
+float32, weight gradients on, statistics by permute, contiguous, view and var, eager Adam, one shift
+and flip for the whole batch, one host sync a step. Nothing of dreamkd is used.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@contextmanager
+def statistics_terms(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block every batch norm appends its two distances (seed Eq. 4-6) to the list."""
+    terms: list[Tensor] = []
+
+    def append(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        del output
+        x = args[0]
+        mean = x.mean((0, 2, 3))
+        var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
+        running_mean: Any = module.running_mean
+        running_var: Any = module.running_var
+        terms.append(torch.norm(var - running_var) + torch.norm(mean - running_mean))
+
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [norm.register_forward_hook(append) for norm in norms]
+    try:
+        yield terms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """The four norms of Eq. 3 over the whole batch, as released; x: (B, C, H, W)."""
+    right = x[:, :, :, :-1] - x[:, :, :, 1:]
+    down = x[:, :, :-1, :] - x[:, :, 1:, :]
+    diagonal = x[:, :, :-1, :-1] - x[:, :, 1:, 1:]
+    other = x[:, :, 1:, :-1] - x[:, :, :-1, 1:]
+    return right.norm() + down.norm() + diagonal.norm() + other.norm()
+
+
+def steps(
+    model: nn.Module, labels: Tensor, *, size: int, jitter: int, device: str
+) -> Iterator[float]:
+    """Optimise images of `size` pixels for ever; yields the loss after each step.
+
+    The weights of the terms do not change the time of a step.
+    """
+    model = model.to(device).eval()
+    x = torch.randn(len(labels), 3, size, size, device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([x], lr=0.05)
+    with statistics_terms(model) as terms:
+        while True:
+            shift = random.randint(-jitter, jitter), random.randint(-jitter, jitter)
+            view = torch.roll(x, shift, dims=(2, 3))
+            if random.random() < 0.5:
+                view = torch.flip(view, dims=(3,))
+            terms.clear()
+            optimizer.zero_grad()
+            model.zero_grad()
+            loss = F.cross_entropy(model(view), labels)
+            loss = loss + 0.01 * torch.stack(terms).sum()
+            loss = loss + 1e-4 * total_variation(view) + 1e-5 * view.norm()
+            loss.backward()
+            optimizer.step()
+            yield loss.item()  # host sync
