@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamkd.batchnorm import Moments, computed
 from dreamkd.errors import NoBatchNormError
+from dreamkd.moments import Moments, computed
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:

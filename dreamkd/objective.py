@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 from dreamkd import losses
 from dreamkd.augment import Resampling, View, resample, resampling, see
-from dreamkd.batchnorm import Moments, blend, watch
+from dreamkd.batchnorm import watch
 from dreamkd.config import ImageConfig
 from dreamkd.engine import Runtime, compile_step, fixed, on_device
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Card, Classifier
+from dreamkd.moments import Moments, blend
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dreamkd import losses
 from dreamkd.augment import resample, resampling
-from dreamkd.batchnorm import Moments, image_moments, sampling_level, watch
+from dreamkd.batchnorm import watch
 from dreamkd.engine import normalise, on_device, twin
 from dreamkd.models import Classifier
+from dreamkd.moments import Moments, image_moments, sampling_level
 
 #: Images in one forward pass, which is in float32.
 _CHUNK = 64

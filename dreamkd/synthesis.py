@@ -17,12 +17,12 @@ import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
-from dreamkd.batchnorm import Moments, blend
 from dreamkd.config import ImageConfig
 from dreamkd.engine import Runtime, check_finite, rate, to_uint8
 from dreamkd.events import OnEvent, ignore
 from dreamkd.images import IMAGES
 from dreamkd.models import Classifier
+from dreamkd.moments import Moments, blend
 from dreamkd.objective import Average, Objective, Rival
 from dreamkd.observation import Observer
 

@@ -7,8 +7,9 @@ import torchvision.ops
 from torch import Tensor, nn
 
 from dreamkd import batchnorm
-from dreamkd.batchnorm import moments, watch
+from dreamkd.batchnorm import watch
 from dreamkd.errors import NoBatchNormError
+from dreamkd.moments import moments
 
 KINDS = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (5, 4)),

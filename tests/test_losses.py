@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dreamkd import losses
-from dreamkd.batchnorm import Moments, moments
 from dreamkd.errors import NoBatchNormError
+from dreamkd.moments import Moments, moments
 
 
 def stats_of(values: list[list[float]], mean: float, var: float) -> Moments:
