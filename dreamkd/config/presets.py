@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "clip": ("on", "on", "on"),
         "ce": (1.0, 1.0, 1.0),
         "r_feature": (None, None, None),
-        "r_feature_ratio": (3.5, 0.3, 0.3),
+        "r_feature_ratio": (3.5, 0.06, 0.06),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (0.0, 1e-3, 1e-3),
