@@ -18,7 +18,9 @@ LABELS = torch.arange(20) % 10
 
 
 def synthesise(teacher: Classifier, events: list[Event], *, compiled: bool) -> list[Batch]:
-    config = settle(distill_config(image_steps=5), input_size=(1, 16, 16))
+    config = settle(
+        distill_config(image_steps=5, image_chunk=20, r_feature=1), input_size=(1, 16, 16)
+    )
     with Synthesiser(
         teacher,
         config,
