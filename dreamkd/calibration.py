@@ -20,8 +20,9 @@ from dreamkd.models import Classifier
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 
-#: Images on which the gradients are compared.
-_IMAGES = 64
+#: Images on which the gradients are compared, and how many of them at once: in float32 on the CPU a
+#: large network keeps a fifth of a gigabyte for each.
+_IMAGES, _CHUNK = 64, 8
 
 
 def r_feature_weight(
@@ -45,7 +46,7 @@ def r_feature_weight(
     Returns: alpha_f > 0, rounded to three digits.
     """
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
-    bare = replace(config, tv_l1=0.0, tv_l2=0.0, l2=0.0, image_chunk=_IMAGES)
+    bare = replace(config, tv_l1=0.0, tv_l2=0.0, l2=0.0, image_chunk=_CHUNK)
     sizes = []
     for ce, r_feature in ((1.0, 0.0), (0.0, 1.0)):
         alone = replace(bare, ce=ce, r_feature=r_feature)

@@ -95,8 +95,9 @@ class Objective:
             self._stack.enter_context(on_device(self.rival.student.module, device))
         if self._prior is not None:
             self._prior_model = fixed(self._prior.module, runtime=self.runtime)
-        watched = self._prior_model if self._prior is not None else self._model
-        self._watched = self._stack.enter_context(watch(watched))
+        if self._statistics:  # else nobody would take what the hooks collect
+            watched = self._prior_model if self._prior is not None else self._model
+            self._watched = self._stack.enter_context(watch(watched))
         self._stack.enter_context(self.runtime.active())
         return self
 

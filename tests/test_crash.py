@@ -17,6 +17,10 @@ DISTILL = (
     "distill --teacher digits_resnet14 --student cifar_resnet8 --first-batches 2 --rounds 3 "
     f"--image-steps 30 --image-batch-size 20 --steps 200 --batch-size 32 {COMMON}"
 )
+GENERATOR = (
+    "invert digits_resnet14 --per-class 12 --images generator --image-steps 40 "
+    f"--image-batch-size 20 {COMMON}"
+)
 KILLS = 6
 STORED = ("shards", "images", "records")
 
@@ -38,14 +42,16 @@ def finish(command: str, out: Path) -> tuple[int, str]:
 
 def facts(folder: Path) -> dict[str, bytes]:
     """What must come out the same; nothing else may lie in the folders of the images."""
-    names = ("manifest.jsonl", "resolved.json", "student.safetensors")
+    names = ("manifest.jsonl", "resolved.json", "student.safetensors", "state-images.safetensors")
     files = [path for name in names if (path := folder / name).exists()]
     files += [p for name in STORED for p in (folder / name).rglob("*") if p.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
-    "command", [INVERT, f"{INVERT} --format folder", DISTILL], ids=["shards", "folder", "distill"]
+    "command",
+    [INVERT, f"{INVERT} --format folder", GENERATOR, DISTILL],
+    ids=["shards", "folder", "generator", "distill"],
 )
 def test_killed_at_random_moments_it_ends_as_if_never_killed(command: str, tmp_path: Path) -> None:
     began = time.monotonic()

@@ -1,5 +1,6 @@
 """The inner step: what it differentiates, whole or in chunks, alone or beside other networks."""
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from dreamkd.batchnorm import watch
 from dreamkd.config import ImageConfig, settle
 from dreamkd.engine import Runtime, frozen
 from dreamkd.models import Card, Classifier
+from dreamkd.moments import Moments
 from dreamkd.objective import Average, Loss, Objective, Rival, chunks, renormalise
 from tests.conftest import invert_config
 
@@ -140,6 +142,21 @@ def test_a_network_without_batch_norm_takes_statistics_from_a_prior(digits: Clas
     found, names = loss_of(plain, settings(digits), prior=digits)
     assert names == ["ce", "r_feature"]
     assert float(found.terms[1]) > 0
+
+
+def test_without_statistics_nothing_is_collected(digits: Classifier) -> None:
+    config = settings(digits)
+    x, view = batch((1, 16, 16))
+    with Objective(digits, config, runtime=Runtime.settle(config), statistics=False) as objective:
+        before = collected()
+        for _ in range(3):
+            objective(x, LABELS, view)
+        assert collected() == before
+
+
+def collected() -> int:
+    gc.collect()
+    return sum(type(thing) is Moments for thing in gc.get_objects())
 
 
 def test_renormalise_equals_the_way_through_images(digits: Classifier) -> None:
