@@ -79,8 +79,8 @@ class Objective:
         self.config = config
         self.runtime = runtime
         self.rival = rival
-        self._statistics = statistics
-        self._prior = prior
+        self.statistics = statistics
+        self.prior = prior
         self._compiled = compiled
         self._on_event = on_event
         self._stack = ExitStack()
@@ -93,10 +93,10 @@ class Objective:
         self._model = fixed(self.teacher.module, runtime=self.runtime)
         if self.rival is not None:
             self._stack.enter_context(on_device(self.rival.student.module, device))
-        if self._prior is not None:
-            self._prior_model = fixed(self._prior.module, runtime=self.runtime)
-        if self._statistics:  # else nobody would take what the hooks collect
-            watched = self._prior_model if self._prior is not None else self._model
+        if self.prior is not None:
+            self._prior_model = fixed(self.prior.module, runtime=self.runtime)
+        if self.statistics:  # else nobody would take what the hooks collect
+            watched = self._prior_model if self.prior is not None else self._model
             self._watched = self._stack.enter_context(watch(watched))
         self._stack.enter_context(self.runtime.active())
         return self
@@ -109,7 +109,7 @@ class Objective:
         """The terms of the loss: first those that each image has for itself, then R_feature."""
         names = ["ce", *(name for name in _PRIORS if getattr(self.config, name))]
         names += ["competition"] if self.rival and compete else []
-        return names + (["r_feature"] if self._statistics else [])
+        return names + (["r_feature"] if self.statistics else [])
 
     def __call__(
         self,
@@ -138,7 +138,7 @@ class Objective:
         count = len(x)
         parts = chunks(count, int(self.config.image_chunk))
         x, step = x.detach(), self._step(factor, compete=compete and self.rival is not None)
-        whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self._statistics else None
+        whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self.statistics else None
         gradients: list[Tensor] = []
         terms, scores = torch.zeros((), device=x.device), []
         for part in parts:
@@ -151,7 +151,7 @@ class Objective:
             gradients += torch.autograd.grad(scaled, leaf)
             scores.append(own_scores)
             terms = terms + own
-        if self._statistics:
+        if self.statistics:
             terms[-1] /= len(parts)  # R_feature of the whole batch, as every chunk says
         gradient = torch.cat(gradients) if len(parts) > 1 else gradients[0]
         if self.runtime.loss_scale != 1:
@@ -162,9 +162,9 @@ class Objective:
         """The terms at one resolution, compiled into a graph of their own."""
         key = factor, compete
         if key not in self._steps:
-            if self._prior is not None:
+            if self.prior is not None:
                 _, height, width = self.teacher.card.input_size
-                seen, wanted = (height // factor, width // factor), self._prior.card.input_size[1:]
+                seen, wanted = (height // factor, width // factor), self.prior.card.input_size[1:]
                 weights = resampling(seen, wanted, device=self.runtime.device)
                 self._to_prior[seen] = weights if seen != wanted else None
             step = partial(self._terms, factor, compete)
@@ -179,7 +179,7 @@ class Objective:
         for part in parts:
             with self.runtime.autocast():
                 inputs = _inputs(x[part], view.part(part), factor)
-                if self._prior is None:
+                if self.prior is None:
                     self._model(inputs)
                 else:
                     self._run_prior(inputs)
@@ -220,8 +220,8 @@ class Objective:
             own.append(self.rival.weight * disagreement)
         per_image = torch.stack(own)  # (own terms, B)
         terms = per_image.sum(1) / count
-        if self._statistics:
-            if self._prior is not None:
+        if self.statistics:
+            if self.prior is not None:
                 self._run_prior(inputs)
             stats = self._watched.take()
             if whole is not None:
@@ -234,8 +234,8 @@ class Objective:
 
     def _run_prior(self, inputs: Tensor) -> None:
         """Run the network whose statistics are matched; the hooks take what is wanted."""
-        assert self._prior is not None
-        theirs = renormalise(inputs, self.teacher.card, self._prior.card)
+        assert self.prior is not None
+        theirs = renormalise(inputs, self.teacher.card, self.prior.card)
         weights = self._to_prior[inputs.shape[2], inputs.shape[3]]
         self._prior_model(theirs if weights is None else resample(theirs, weights))
 

@@ -11,7 +11,7 @@ from dreamkd.engine import Runtime
 from dreamkd.errors import ModelError
 from dreamkd.events import Note, OnEvent
 from dreamkd.models import Classifier
-from dreamkd.objective import Rival
+from dreamkd.objective import Objective, Rival
 from dreamkd.synthesis import Synthesiser
 from dreamkd.verification import Verifiers
 
@@ -65,17 +65,17 @@ class Partners:
         rival = None
         if self.student is not None:
             rival = Rival(self.student, config.competition, config.competition_temperature)
-        return Synthesiser(
+        objective = Objective(
             teacher,
             config,
             runtime=runtime,
-            seed=config.seed,
             statistics=config.method != "deepdream",
             prior=self.prior,
             rival=rival,
             compiled=config.compile == "on",
             on_event=on_event,
         )
+        return Synthesiser(objective, seed=config.seed)
 
 
 def _require_alike(student: Classifier, teacher: Classifier) -> None:

@@ -23,7 +23,7 @@ from dreamkd.events import Hint, OnEvent, Progress
 from dreamkd.images import Pixels
 from dreamkd.labels import label_range
 from dreamkd.models import Classifier
-from dreamkd.objective import Rival
+from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
 from dreamkd.sequence import carry, outstanding
@@ -173,16 +173,16 @@ def on_noise(job: Job, *, count: int) -> None:
 
 def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:
     config = job.config
-    return Synthesiser(
+    objective = Objective(
         job.teacher,
         config,
         runtime=job.runtime,
-        seed=config.seed,
         prior=job.prior,
         rival=Rival(rival, config.competition, config.competition_temperature),
         compiled=config.compile == "on",
         on_event=job.on_event,
     )
+    return Synthesiser(objective, seed=config.seed)
 
 
 def _watcher(phase: str, job: Job) -> OnStep:

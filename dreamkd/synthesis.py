@@ -1,6 +1,6 @@
 """One batch of images from a teacher, whatever the method; inversion and distillation both use it.
 
-    with Synthesiser(teacher, config, ...) as synthesiser:
+    with Synthesiser(Objective(teacher, config, ...)) as synthesiser:
         batch = synthesiser.batch(labels, generator=generator)
 
 The hooks and the compiled graphs are set up once and serve every batch.
@@ -18,12 +18,10 @@ from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
 from dreamkd.config import ImageConfig
-from dreamkd.engine import Runtime, check_finite, rate, to_uint8
-from dreamkd.events import OnEvent, ignore
+from dreamkd.engine import check_finite, rate, to_uint8
 from dreamkd.images import IMAGES
-from dreamkd.models import Classifier
 from dreamkd.moments import Moments, blend
-from dreamkd.objective import Average, Objective, Rival
+from dreamkd.objective import Average, Objective
 from dreamkd.observation import Observer
 
 #: Steps between two looks at the terms: each look is a host sync.
@@ -77,52 +75,27 @@ class Batch:
 class Synthesiser:
     """Optimises batches of images against one frozen teacher (seed Eq. 2, 7, 9)."""
 
-    def __init__(
-        self,
-        teacher: Classifier,
-        config: ImageConfig,
-        *,
-        runtime: Runtime,
-        seed: int = 0,
-        statistics: bool = True,
-        prior: Classifier | None = None,
-        rival: Rival | None = None,
-        compiled: bool = False,
-        on_event: OnEvent = ignore,
-    ) -> None:
+    def __init__(self, objective: Objective, *, seed: int = 0) -> None:
         """Prepare; nothing on the models is touched before `with`.
 
         Args:
-            config: settled (no `auto` left) for the teacher's input size.
+            objective: the loss and its networks; entered and left with this.
             seed: of what is learned over batches, by a generator.
-            statistics: whether R_feature is part of the loss (not so in DeepDream).
-            prior: a second network whose statistics are matched instead of the teacher's.
-            rival: the student of Adaptive DeepInversion; its weights may change between batches.
         """
-        self.teacher = teacher
-        self.config = config
-        self.runtime = runtime
-        card = teacher.card
+        self._objective = objective
+        self.teacher, self.config = objective.teacher, objective.config
+        self.runtime = objective.runtime
+        card, config = self.teacher.card, self.config
         self._images = IMAGES[config.images](
             card.input_size,
             mean=card.mean,
             std=card.std,
             clip=config.clip == "on",
             seed=seed,
-            device=runtime.device,
+            device=self.runtime.device,
         )
-        self._objective = Objective(
-            teacher,
-            config,
-            runtime=runtime,
-            statistics=statistics,
-            prior=prior,
-            rival=rival,
-            compiled=compiled,
-            on_event=on_event,
-        )
-        self._observer = Observer(teacher, prior=prior, device=runtime.device)
-        self._momentum = float(config.bn_momentum) if statistics else 0.0
+        self._observer = Observer(self.teacher, prior=objective.prior, device=self.runtime.device)
+        self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: list[Moments] | None = None
         self._stack = ExitStack()
 

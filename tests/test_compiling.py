@@ -8,6 +8,7 @@ from dreamkd.config import settle
 from dreamkd.engine import Runtime, compile_step, worth_compiling
 from dreamkd.events import Event, Hint
 from dreamkd.models import Classifier
+from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Batch, Synthesiser
 from dreamkd.training import Training
@@ -21,13 +22,14 @@ def synthesise(teacher: Classifier, events: list[Event], *, compiled: bool) -> l
     config = settle(
         distill_config(image_steps=5, image_chunk=20, r_feature=1), input_size=(1, 16, 16)
     )
-    with Synthesiser(
+    objective = Objective(
         teacher,
         config,
         runtime=Runtime.settle(config),
         compiled=compiled,
         on_event=events.append,
-    ) as synthesiser:
+    )
+    with Synthesiser(objective) as synthesiser:
         return [synthesiser.batch(LABELS, generator=generator_for(0, k)) for k in range(2)]
 
 

@@ -11,7 +11,7 @@ from dreamkd.config import settle
 from dreamkd.engine import Runtime, frozen, normalise, to_uint8, twin
 from dreamkd.errors import DivergedError, NoBatchNormError
 from dreamkd.models import Card, Classifier
-from dreamkd.objective import Rival
+from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Batch, Synthesiser
 from tests.conftest import invert_config
@@ -24,9 +24,10 @@ def synthesise(teacher: Classifier, rival: Rival | None = None, **given: object)
     config = settle(invert_config(**given), input_size=teacher.card.input_size)
     config = replace(config, image_chunk=len(LABELS)) if config.image_chunk == "auto" else config
     config = replace(config, r_feature=1.0) if config.r_feature == "auto" else config
-    with Synthesiser(
+    objective = Objective(
         teacher, config, runtime=Runtime.settle(config), statistics=bool(statistics), rival=rival
-    ) as synthesiser:
+    )
+    with Synthesiser(objective) as synthesiser:
         return synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
 
 
@@ -109,7 +110,7 @@ def test_models_are_left_as_they_were(digits: Classifier) -> None:
     try:
         before = {k: v.clone() for k, v in module.state_dict().items()}
         config = settle(invert_config(), input_size=digits.card.input_size)
-        synthesiser = Synthesiser(digits, config, runtime=Runtime.settle(config))
+        synthesiser = Synthesiser(Objective(digits, config, runtime=Runtime.settle(config)))
         with pytest.raises(ZeroDivisionError), synthesiser:
             raise ZeroDivisionError
         synthesise(digits)

@@ -92,7 +92,7 @@ def invert(network: Classifier) -> None:
     """Three steps; what is stored is looked at as well."""
     config = _settings(network)
     runtime = Runtime.settle(config)
-    with Synthesiser(network, config, runtime=runtime) as synthesiser:
+    with Synthesiser(Objective(network, config, runtime=runtime)) as synthesiser:
         labels = torch.arange(BATCH)
         batch = synthesiser.batch(labels, generator=torch.Generator().manual_seed(0))
     if not 0 < batch.r_feature < float("inf"):

@@ -28,6 +28,7 @@ from dreamkd import models
 from dreamkd.config import InvertConfig, merge, settle
 from dreamkd.engine import Runtime, fixed
 from dreamkd.models import Classifier
+from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
 from tests.benchmarks import plain
@@ -100,7 +101,9 @@ def ours_block(case: Case, stack: ExitStack, *, precision: str, compiled: bool) 
     """(b) `Synthesiser`, timed between the first and the last step of a batch."""
     config = settings(case, precision=precision)
     synthesiser = stack.enter_context(
-        Synthesiser(network(case), config, runtime=Runtime.settle(config), compiled=compiled)
+        Synthesiser(
+            Objective(network(case), config, runtime=Runtime.settle(config), compiled=compiled)
+        )
     )
     labels = torch.arange(case.batch) % 10
 
