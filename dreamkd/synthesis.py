@@ -91,6 +91,7 @@ class Synthesiser:
             mean=card.mean,
             std=card.std,
             clip=config.clip == "on",
+            start=config.start,
             seed=seed,
             device=self.runtime.device,
         )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dreamkd.images import IMAGES, Generated, Images, Pixels, Pyramid
+from dreamkd.images.pixels import pink
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -57,6 +58,27 @@ def test_any_image_can_be_reached(kind: str) -> None:
     assert descend(images, target, steps=300, lr=0.05) < 1e-3
 
 
+def test_pink_noise_has_the_variance_of_white_and_the_spectrum_of_photographs() -> None:
+    white = torch.randn(400, 3, 32, 24, generator=generator())
+    coloured = pink(white)
+    assert float(coloured.var()) == pytest.approx(1, rel=0.05)
+    power = torch.fft.fft2(coloured).abs().square().mean((0, 1))
+    # Along one axis, at 2 and 8 cycles per side: amplitudes as 4 to 1, powers as 16 to 1.
+    assert float(power[2, 0] / power[8, 0]) == pytest.approx(16, rel=0.25)
+    # Below one cycle per longer side the spectrum is flat.
+    assert float(power[0, 0] / power[1, 0]) == pytest.approx(1, rel=0.25)
+
+
+def test_pixels_start_from_the_noise_that_is_asked_for() -> None:
+    starts = {}
+    for start in ("white", "pink"):
+        images = Pixels((3, 12, 10), mean=MEAN, std=STD, clip=False, start=start)
+        images.begin(2, generator())
+        starts[start] = images.inputs().detach()
+    assert torch.equal(starts["white"], torch.randn(2, 3, 12, 10, generator=generator()))
+    assert torch.equal(starts["pink"], pink(starts["white"]))
+
+
 def test_a_pyramid_has_a_level_for_each_power_of_two() -> None:
     images = made("pyramid")
     assert isinstance(images, Pyramid)
@@ -85,7 +107,7 @@ def test_a_generator_learns_from_batch_to_batch() -> None:
     images = made("generator", (3, 8, 8))
     target = torch.linspace(-1, 1, 192).view(1, 3, 8, 8).expand(4, -1, -1, -1)
     reached = []
-    for k in range(12):
+    for k in range(24):
         images.begin(4, generator(k))
         reached.append(descend(images, target, steps=3, lr=3e-3))
         images.end(lr=3e-3)

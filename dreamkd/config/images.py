@@ -31,6 +31,12 @@ class ImageConfig:
         help="what is optimised: pixels, a sum of resolutions, or a generator that learns from "
         "batch to batch",
     )
+    start: str = option(
+        "auto",
+        group=IMAGES,
+        choices=("auto", "white", "pink"),
+        help="noise that pixels start from; pink has the spectrum of photographs, 1 / f",
+    )
     image_steps: int | str = option(
         "auto",
         group=IMAGES,
@@ -193,6 +199,8 @@ class ImageConfig:
         idle = {}
         if self.r_feature != "auto":
             idle["r_feature_ratio"] = "--r-feature"
+        if self.images != "pixels":
+            idle["start"] = f"--images {self.images}"
         if self.images == "generator":
             idle["clip"] = "--images generator, whose images are always legal"
         return idle

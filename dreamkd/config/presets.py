@@ -21,21 +21,22 @@ SIZES = (32, 64)
 #: preset -> field -> (below 32 px, 32 to 63 px, from 64 px). No weight of R_feature: calibrated.
 PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "fast": {
-        "image_steps": (100, 300, 600),
+        "start": ("white", "pink", "pink"),
+        "image_steps": (100, 200, 600),
         "stages": ((1,), (1,), (2, 1)),
         "image_batch_size": (128, 256, 64),
-        "image_lr": (0.1, 0.25, 0.25),
+        "image_lr": (0.1, 0.35, 0.25),
         "image_beta1": (0.5, 0.5, 0.5),
         "image_beta2": (0.9, 0.9, 0.9),
         "image_schedule": ("cosine", "cosine", "cosine"),
-        "image_warmup": (10, 10, 30),
+        "image_warmup": (10, 0, 30),
         "jitter": (1 / 16, 1 / 16, 30 / 224),
         "flip": ("on", "on", "on"),
         "crop": (1.0, 1.0, 1.0),
         "clip": ("on", "on", "on"),
         "ce": (1.0, 1.0, 1.0),
         "r_feature": (None, None, None),
-        "r_feature_ratio": (3.5, 0.06, 0.06),
+        "r_feature_ratio": (3.5, 0.1, 0.06),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (0.0, 1e-3, 1e-3),
@@ -46,6 +47,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "steps": (800, 6000, 20000),
     },
     "released": {
+        "start": ("white", "white", "white"),
         "image_steps": (2000, 2000, 3000),
         "stages": ((1,), (1,), (2, 1)),
         "image_batch_size": (256, 256, 84),
@@ -71,6 +73,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "steps": (50000, 50000, 100000),
     },
     "paper": {
+        "start": ("white", "white", "white"),
         "image_steps": (2000, 2000, 20000),
         "stages": ((1,), (1,), (1,)),
         "image_batch_size": (256, 256, 152),

@@ -32,6 +32,7 @@ class Images(ABC):
         mean: Sequence[float],
         std: Sequence[float],
         clip: bool,
+        start: str = "white",
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -40,12 +41,14 @@ class Images(ABC):
         Args:
             mean: per channel, of images in [0, 1]. std: per channel, > 0.
             clip: keep pixels within the legal range.
+            start: spectrum of the noise that pixels start from; others have a start of their own.
             seed: of what is carried from batch to batch, where something is.
         """
         self.size = size
         self.seed = seed
         self.device = device
         self.clip = clip
+        self.start = start
         self.range = Range(mean, std, device=device)
 
     @abstractmethod
