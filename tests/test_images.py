@@ -111,7 +111,8 @@ def test_a_generator_learns_from_batch_to_batch() -> None:
         images.begin(4, generator(k))
         reached.append(descend(images, target, steps=3, lr=3e-3))
         images.end(lr=3e-3)
-    assert reached[-1] < 0.5 * reached[0]
+    first, last = (sum(part) for part in (reached[:4], reached[-12:]))
+    assert last / 12 < 0.7 * first / 4  # a batch alone varies by a third
 
 
 def test_a_generator_continues_from_its_state() -> None:
