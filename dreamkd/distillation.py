@@ -1,7 +1,8 @@
 """`dreamkd distill`: a student trained without the teacher's data.
 
-Two recipes so far: `offline` trains on shards that exist, `adaptive` synthesises as it goes, each
-fresh batch against the student of its time (Adaptive DeepInversion, seed section 2.3).
+Three recipes: `offline` trains on shards that exist; `adaptive` synthesises as it goes, each fresh
+batch against the student of its time (Adaptive DeepInversion, seed section 2.3); `generator` does
+so with images of a generator that learns from batch to batch (Fang et al. 2022).
 """
 
 from __future__ import annotations
@@ -75,14 +76,14 @@ def distill(
     """
     teacher = models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
-    recipe = "offline" if config.data else "adaptive"
+    recipe = settled(config, teacher).recipe
     prior = None
     if config.bn_prior is not None:
         prior = load_partner(
             config.bn_prior, teacher, option="--bn-prior", trust_pickle=config.trust_pickle
         )
         on_event(Note(f"statistics: {prior.card.source}"))
-    if recipe == "adaptive":
+    if recipe != "offline":
         source = prior or teacher
         batchnorm.require_statistics(source.module, name=source.card.architecture)
     _advise(config.student, teacher, on_event)
@@ -141,7 +142,7 @@ def distill(
 
 def _image_steps(config: DistillConfig) -> int:
     """Images times steps of the whole job; compiling gains a tenth as much on a student step."""
-    learned = int(config.steps) * config.batch_size // 10
+    learned = int(config.steps) * int(config.batch_size) // 10
     if config.data:
         return learned
     return learned + batches(config) * int(config.image_batch_size) * int(config.image_steps)

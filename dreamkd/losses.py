@@ -157,6 +157,29 @@ def competition(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -
     return 1 - jensen_shannon(teacher, student, temperature=temperature)
 
 
+def agreed_divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """What generators compete with, per image: low where the student differs but is not wrong.
+
+        -[argmax z_T = argmax z_S] KL(p_T || p_S)
+
+    Where the networks name different classes, nothing is gained by driving them further apart
+    (Fang et al. 2021, 2022).
+
+    Args:
+        teacher: logits (B, classes). student: logits (B, classes).
+        temperature: both are divided by it; 1 in the papers.
+    Returns: (B,), <= 0.
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    agree = teacher.argmax(1) == student.argmax(1)
+    return -(agree * (log_p.exp() * (log_p - log_q)).sum(1))
+
+
+#: `--competition-loss` -> function of the logits of teacher and student.
+COMPETITION = {"js": competition, "kl": agreed_divergence}
+
+
 def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:
     """Knowledge distillation with softened outputs (seed Eq. 1), mean over images.
 

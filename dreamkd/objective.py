@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from dreamkd import losses
 from dreamkd.augment import Resampling, View, resample, resampling, see
 from dreamkd.batchnorm import watch
-from dreamkd.config import ImageConfig
-from dreamkd.engine import Runtime, compile_step, fixed, on_device
+from dreamkd.config import CompetitionConfig, ImageConfig
+from dreamkd.engine import Runtime, compile_step, fixed, on_device, renormalise
 from dreamkd.events import OnEvent, ignore
-from dreamkd.models import Card, Classifier
+from dreamkd.models import Classifier
 from dreamkd.moments import Moments, blend
 
 
@@ -34,6 +34,17 @@ class Rival:
     student: Classifier
     weight: float  # alpha_c
     temperature: float = 1.0
+    loss: str = "js"  # a key of `losses.COMPETITION`
+
+    @classmethod
+    def of(cls, student: Classifier, config: CompetitionConfig) -> Self:
+        """As settled settings say."""
+        return cls(
+            student,
+            weight=float(config.competition),
+            temperature=float(config.competition_temperature),
+            loss=config.competition_loss,
+        )
 
 
 #: (images, labels, view, count, whole, average) -> scalar to differentiate, terms, scores.
@@ -216,7 +227,8 @@ class Objective:
             assert self.rival is not None
             student = self.rival.student
             theirs = student.module(renormalise(inputs, self.teacher.card, student.card))
-            disagreement = losses.competition(logits, theirs, temperature=self.rival.temperature)
+            compare = losses.COMPETITION[self.rival.loss]
+            disagreement = compare(logits, theirs, temperature=self.rival.temperature)
             own.append(self.rival.weight * disagreement)
         per_image = torch.stack(own)  # (own terms, B)
         terms = per_image.sum(1) / count
@@ -252,22 +264,6 @@ def chunks(count: int, size: int) -> list[slice]:
     number = -(-count // size)
     bounds = [round(i * count / number) for i in range(number + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
-
-
-def renormalise(inputs: Tensor, source: Card, target: Card) -> Tensor:
-    """Inputs of one network as inputs of another: x * std_s + mean_s, then (x - mean_t) / std_t."""
-    if (source.mean, source.std) == (target.mean, target.std):
-        return inputs
-    scale = _per_channel([a / b for a, b in zip(source.std, target.std, strict=True)], inputs)
-    offset = _per_channel(
-        [(m - n) / t for m, n, t in zip(source.mean, target.mean, target.std, strict=True)],
-        inputs,
-    )
-    return inputs * scale + offset
-
-
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device).view(-1, 1, 1)
 
 
 def _inputs(x: Tensor, view: View, factor: int) -> Tensor:

@@ -64,7 +64,7 @@ class Partners:
         """What makes the batches."""
         rival = None
         if self.student is not None:
-            rival = Rival(self.student, config.competition, config.competition_temperature)
+            rival = Rival.of(self.student, config)
         objective = Objective(
             teacher,
             config,

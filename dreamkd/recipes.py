@@ -178,7 +178,7 @@ def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:
         config,
         runtime=job.runtime,
         prior=job.prior,
-        rival=Rival(rival, config.competition, config.competition_temperature),
+        rival=Rival.of(rival, config),
         compiled=config.compile == "on",
         on_event=job.on_event,
     )
@@ -213,10 +213,11 @@ def begins(k: int, config: DistillConfig) -> int:
 
 def _competes(k: int, config: DistillConfig) -> bool:
     """Whether batch `k` depends on the student of its time."""
-    return k >= int(config.first_batches) and config.competition > 0
+    return k >= int(config.first_batches) and float(config.competition) > 0
 
 
 RECIPES: dict[str, Callable[[Job], Tensor]] = {
     "offline": offline,
     "adaptive": adaptive,
+    "generator": adaptive,  # the same loop; what differs is the images and the settings
 }

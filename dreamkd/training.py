@@ -18,7 +18,7 @@ from torch import Tensor
 from dreamkd import losses
 from dreamkd.augment import random_crop
 from dreamkd.config import DistillConfig
-from dreamkd.engine import Runtime, check_finite, compile_step, normalise, on_device, rate
+from dreamkd.engine import Runtime, check_finite, compile_step, fixed, normalise, rate
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
@@ -43,7 +43,7 @@ class Training:
 
         Args:
             student: of the teacher's classes, channels and input size.
-            teacher: frozen on the device within `with`, then put back.
+            teacher: a fixed copy of it runs; it is left alone.
             config: settled (no `auto` left).
         """
         self.student = student
@@ -66,14 +66,14 @@ class Training:
         ]
         self._optimizer = torch.optim.SGD(
             groups,
-            lr=config.lr,
+            lr=float(config.lr),
             momentum=config.momentum,
             nesterov=config.momentum > 0,
             fused=True,
         )
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(on_device(self.teacher.module, self.runtime.device))
+        self._fixed = fixed(self.teacher.module, runtime=self.runtime)
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
@@ -107,7 +107,7 @@ class Training:
         began = time.perf_counter()
         for step in range(self.step, until):
             torch.manual_seed(generator_for(config.seed, "dropout", step).initial_seed())
-            lr = config.lr * rate(step, int(config.steps), warmup=int(config.warmup))
+            lr = float(config.lr) * rate(step, int(config.steps), warmup=int(config.warmup))
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             views = self._views(images, step)  # uint8 (B, C, H, W)
@@ -164,7 +164,7 @@ class Training:
     def _views(self, images: Tensor, step: int) -> Tensor:
         """A batch of cropped (and mirrored) images; teacher and student see the same view."""
         generator = generator_for(self.config.seed, "student", step)
-        index = torch.randint(len(images), (self.config.batch_size,), generator=generator)
+        index = torch.randint(len(images), (int(self.config.batch_size),), generator=generator)
         return random_crop(
             images[index].to(self.runtime.device),  # uint8: the smallest form there is
             padding=min(images.shape[2:]) // 8,
@@ -177,11 +177,11 @@ class Training:
         ours, theirs = self.student.card, self.teacher.card
         inputs = normalise(views, mean=theirs.mean, std=theirs.std)
         with torch.no_grad():
-            target = self.teacher.module(inputs.contiguous(memory_format=torch.channels_last))
+            target = self._fixed(inputs.contiguous(memory_format=torch.channels_last))
         if (ours.mean, ours.std) != (theirs.mean, theirs.std):
             inputs = normalise(views, mean=ours.mean, std=ours.std)
         logits = self._module(inputs.contiguous(memory_format=torch.channels_last))
-        return losses.distillation(target, logits, temperature=self.config.temperature)
+        return losses.distillation(target, logits, temperature=float(self.config.temperature))
 
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)

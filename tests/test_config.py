@@ -9,6 +9,7 @@ import pytest
 from dreamkd.config import (
     COMMANDS,
     PRESETS,
+    CompetitionConfig,
     DistillConfig,
     EvalConfig,
     ImageConfig,
@@ -23,6 +24,7 @@ from dreamkd.config import (
 from dreamkd.config.presets import OTHER_IMAGES
 from dreamkd.errors import ConfigError
 
+PAIR = {"teacher": "t", "student": "s"}
 EVERY = [(name, field) for name, config in COMMANDS.items() for field in options(config)]
 
 
@@ -146,9 +148,11 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
             if name != "jitter":  # a share of the side; pixels once settled
                 given = [value for value in values if value is not None]  # None: calibrated
                 assert [by_name[name].parse(value) for value in given] == given
-    autos = {field.name for field in options(ImageConfig) if field.default in ("auto", ())}
-    assert set(PRESETS["fast"]) - autos == {"first_batches", "rounds", "steps"}
-    assert autos - set(PRESETS["fast"]) == {"image_chunk"}  # measured on the machine
+    shared = (*options(ImageConfig), *options(CompetitionConfig))
+    autos = {field.name for field in shared if field.default in ("auto", ())}
+    student = {"first_batches", "rounds", "steps", "batch_size", "lr", "temperature"}
+    assert set(PRESETS["fast"]) - autos == student
+    assert autos - set(PRESETS["fast"]) == {"image_chunk", "images"}  # measured; by the recipe
     for values in OTHER_IMAGES.values():
         assert set(values) <= set(PRESETS["fast"])
         assert all(by_name[k].parse(v) == v for k, v in values.items() if v is not None)
@@ -177,6 +181,31 @@ def test_auto_is_settled_by_preset_and_size(
     assert left == {"image_chunk", calibrated}
 
 
+@pytest.mark.parametrize(
+    ("side", "given", "recipe", "images"),
+    [
+        (16, {}, "adaptive", "pixels"),
+        (32, {}, "generator", "generator"),
+        (64, {}, "generator", "generator"),
+        (224, {}, "adaptive", "pixels"),
+        (32, {"preset": "released"}, "adaptive", "pixels"),
+        (32, {"images": "pyramid"}, "adaptive", "pyramid"),
+        (32, {"recipe": "adaptive"}, "adaptive", "pixels"),
+        (16, {"recipe": "generator"}, "generator", "generator"),
+        (16, {"images": "generator"}, "generator", "generator"),
+        (32, {"data": "shards"}, "offline", "auto"),
+    ],
+)
+def test_the_recipe_follows_from_data_images_preset_and_size(
+    side: int, given: dict[str, Any], recipe: str, images: str
+) -> None:
+    config = DistillConfig(**PAIR, **given)
+    settled = settle(config, input_size=(3, side, side))
+    assert (settled.recipe, settled.images) == (recipe, images)
+    competes = {"generator": "kl", "adaptive": "js", "offline": "auto"}
+    assert settled.competition_loss == competes[recipe]
+
+
 def test_what_is_given_is_not_settled() -> None:
     settled = settle(ImageConfig(jitter=9, flip="on"), input_size=(1, 16, 16))
     assert (settled.jitter, settled.flip) == (9, "on")
@@ -188,7 +217,19 @@ def test_what_is_given_is_not_settled() -> None:
         (InspectConfig, {"model": "m", "input_size": (1, 2)}, "--input-size: give H, or C,H,W"),
         (EvalConfig, {"model": "m", "data": "d", "quiet": True, "verbose": True}, "--quiet and"),
         (InvertConfig, {"model": "m", "quiet": True, "verbose": True}, "--quiet and --verbose"),
-        (DistillConfig, {"teacher": "t", "student": "s", "steps": 3, "warmup": 3}, "--warmup: 3"),
+        (DistillConfig, {**PAIR, "steps": 3, "warmup": 3}, "--warmup: 3"),
+        (DistillConfig, {**PAIR, "recipe": "offline"}, "--recipe offline: needs images"),
+        (DistillConfig, {**PAIR, "recipe": "adaptive", "data": "d"}, "--recipe adaptive: makes"),
+        (
+            DistillConfig,
+            {**PAIR, "recipe": "adaptive", "images": "generator"},
+            "--recipe adaptive does not go with --images generator",
+        ),
+        (
+            DistillConfig,
+            {**PAIR, "recipe": "generator", "images": "pyramid"},
+            "--recipe generator does not go with --images pyramid",
+        ),
     ],
 )
 def test_combinations(config: type, values: dict[str, Any], line: str) -> None:

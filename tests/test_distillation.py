@@ -81,6 +81,19 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(
     assert facts(tmp_path / "run") == facts(whole)
 
 
+@pytest.mark.parametrize("polls", [3, 11, 14, 19])
+def test_the_generator_recipe_continues_to_the_same_bytes(tmp_path: Path, polls: int) -> None:
+    left = iter([False] * (polls - 1) + [True])
+    run(tmp_path / "whole", recipe="generator")
+    config = distill_config(out=str(tmp_path / "run"), recipe="generator")
+    with pytest.raises(Stopped):
+        distill(config, should_stop=lambda: next(left))
+    distill(config)
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+    resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]
+    assert (resolved["images"], resolved["competition_loss"]) == ("generator", "kl")
+
+
 def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = distill_config(out=str(folder), eval_data="sklearn:digits")
@@ -116,6 +129,9 @@ def test_without_competition_the_student_does_not_matter(tmp_path: Path) -> None
     [
         {"competition": 5.0},
         {"competition_temperature": 3.0},
+        {"competition_loss": "kl"},
+        {"temperature": 9.0},
+        {"recipe": "generator"},
         {"rounds": 1},
         {"first_batches": 3},
     ],

@@ -81,6 +81,16 @@ def test_jensen_shannon_is_symmetric_and_bounded() -> None:
     assert torch.allclose(losses.jensen_shannon(p, p), torch.zeros(64), atol=1e-6)
 
 
+def test_agreed_divergence_by_hand() -> None:
+    # Both name class 0: .75 ln(.75/.6) + .25 ln(.25/.4) = .1673577 - .1175009 = .0498568.
+    # They name different classes: nothing, whatever the distance.
+    teacher, student = logits_of((0.75, 0.25)), logits_of((0.6, 0.4))
+    assert float(losses.agreed_divergence(teacher, student)) == pytest.approx(-0.0498568, abs=1e-6)
+    assert float(losses.agreed_divergence(teacher, logits_of((0.1, 0.9)))) == 0
+    warm = losses.agreed_divergence(2 * teacher, 2 * student, temperature=2.0)
+    assert float(warm) == pytest.approx(-0.0498568, abs=1e-6)
+
+
 def test_competition_has_a_gradient_at_a_thousand_classes() -> None:
     # Released: KL of probabilities clamped to [0.01, 0.99]; near 1/1000 all are clamped, so that
     # nothing flows back. In log space it does.

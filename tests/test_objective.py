@@ -12,10 +12,10 @@ from dreamkd import losses, models
 from dreamkd.augment import View, draw_view
 from dreamkd.batchnorm import watch
 from dreamkd.config import ImageConfig, settle
-from dreamkd.engine import Runtime, frozen
+from dreamkd.engine import Runtime, frozen, renormalise
 from dreamkd.models import Card, Classifier
 from dreamkd.moments import Moments
-from dreamkd.objective import Average, Loss, Objective, Rival, chunks, renormalise
+from dreamkd.objective import Average, Loss, Objective, Rival, chunks
 from tests.conftest import invert_config
 
 LABELS = torch.arange(12) % 10

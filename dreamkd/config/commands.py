@@ -254,6 +254,14 @@ class DistillConfig(
     student: str = option(
         group=_MODEL, help="name of the student's architecture, trained from scratch"
     )
+    recipe: str = option(
+        "auto",
+        group=_STUDENT,
+        choices=("auto", "offline", "adaptive", "generator"),
+        help="offline: on --data; adaptive: on images that compete with the student of their time; "
+        "generator: likewise, from a generator that learns over batches. auto: offline with "
+        "--data, generator for inputs of 32 to 64 px with --preset fast, else adaptive",
+    )
     data: str | None = option(
         None, group=_DATA, help="train on these shards instead of synthesising (recipe offline)"
     )
@@ -295,10 +303,17 @@ class DistillConfig(
         auto=BY_PRESET,
         help="student steps in all",
     )
-    batch_size: int = option(
-        128, group=_STUDENT, minimum=2, maximum=MOST_IMAGES, help="images per student step"
+    batch_size: int | str = option(
+        "auto",
+        group=_STUDENT,
+        minimum=2,
+        maximum=MOST_IMAGES,
+        auto=BY_PRESET,
+        help="images per student step",
     )
-    lr: float = option(0.1, group=_STUDENT, above=0, help="SGD's peak rate, cosine to zero")
+    lr: float | str = option(
+        "auto", group=_STUDENT, above=0, auto=BY_PRESET, help="SGD's peak rate, cosine to zero"
+    )
     momentum: float = option(
         0.9, group=_STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
     )
@@ -312,8 +327,13 @@ class DistillConfig(
         auto="a twentieth of --steps",
         help="student steps in which the rate rises linearly",
     )
-    temperature: float = option(
-        4.0, group=_STUDENT, above=0, symbol="tau", help="of the distillation; loss times tau^2"
+    temperature: float | str = option(
+        "auto",
+        group=_STUDENT,
+        above=0,
+        auto=BY_PRESET,
+        symbol="tau",
+        help="of the distillation; loss times tau^2",
     )
     out: str | None = option(
         None,
@@ -326,6 +346,15 @@ class DistillConfig(
         """Refuse combinations that no single field can see."""
         _check_bases(DistillConfig, self)
         _refuse_idle(self)
+        if self.data and self.recipe not in ("auto", "offline"):
+            raise ConfigError(f"--recipe {self.recipe}: makes its own images; leave out --data")
+        if self.recipe == "offline" and not self.data:
+            raise ConfigError("--recipe offline: needs images to train on; give --data")
+        generated = {"auto": self.recipe == "generator", "generator": True}
+        if self.recipe in ("adaptive", "generator") and (
+            generated.get(self.images, False) != (self.recipe == "generator")
+        ):
+            raise ConfigError(f"--recipe {self.recipe} does not go with --images {self.images}")
         if self.noise_baseline == "on" and not self.eval_data:
             raise ConfigError("--noise-baseline: is measured on --eval-data, which is missing")
         warmup, steps = self.warmup, self.steps

@@ -25,11 +25,11 @@ class ImageConfig:
         "authors' scripts",
     )
     images: str = option(
-        "pixels",
+        "auto",
         group=IMAGES,
-        choices=("pixels", "pyramid", "generator"),
+        choices=("auto", "pixels", "pyramid", "generator"),
         help="what is optimised: pixels, a sum of resolutions, or a generator that learns from "
-        "batch to batch",
+        "batch to batch; auto is pixels, but for the recipe generator",
     )
     start: str = option(
         "auto",
@@ -199,7 +199,7 @@ class ImageConfig:
         idle = {}
         if self.r_feature != "auto":
             idle["r_feature_ratio"] = "--r-feature"
-        if self.images != "pixels":
+        if self.images not in ("auto", "pixels"):
             idle["start"] = f"--images {self.images}"
         if self.images == "generator":
             idle["clip"] = "--images generator, whose images are always legal"
@@ -210,13 +210,26 @@ class ImageConfig:
 class CompetitionConfig:
     """How much images seek the disagreement of teacher and student."""
 
-    competition: float = option(
-        1.0,
+    competition: float | str = option(
+        "auto",
         group=LOSS,
         minimum=0,
+        auto=BY_PRESET,
         symbol="alpha_c",
-        help="weight of R_c = 1 - JS(teacher, student)",
+        help="weight of the competition R_c",
     )
-    competition_temperature: float = option(
-        1.0, group=LOSS, above=0, symbol="tau_c", help="of both softmaxes in R_c; Eq. 8 has 1"
+    competition_loss: str = option(
+        "auto",
+        group=LOSS,
+        choices=("auto", "js", "kl"),
+        help="js is R_c = 1 - JS(teacher, student) of Eq. 8; kl is -KL(teacher, student) where "
+        "both name the same class, as with generators",
+    )
+    competition_temperature: float | str = option(
+        "auto",
+        group=LOSS,
+        above=0,
+        auto=BY_PRESET,
+        symbol="tau_c",
+        help="of both softmaxes in R_c; Eq. 8 has 1",
     )

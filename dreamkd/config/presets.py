@@ -45,6 +45,12 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "first_batches": (4, 8, 16),
         "rounds": (4, 32, 112),
         "steps": (800, 6000, 20000),
+        "batch_size": (128, 128, 128),
+        "lr": (0.1, 0.1, 0.1),
+        "temperature": (4.0, 4.0, 4.0),
+        "competition": (1.0, 1.0, 1.0),
+        "competition_loss": ("js", "js", "js"),
+        "competition_temperature": (1.0, 1.0, 1.0),
     },
     "released": {
         "start": ("white", "white", "white"),
@@ -71,6 +77,12 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "first_batches": (50, 50, 50),
         "rounds": (950, 950, 1600),
         "steps": (50000, 50000, 100000),
+        "batch_size": (256, 256, 256),
+        "lr": (0.1, 0.1, 0.1),
+        "temperature": (3.0, 3.0, 3.0),
+        "competition": (10.0, 10.0, 0.2),
+        "competition_loss": ("js", "js", "js"),
+        "competition_temperature": (3.0, 3.0, 3.0),
     },
     "paper": {
         "start": ("white", "white", "white"),
@@ -97,6 +109,12 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "first_batches": (50, 50, 50),
         "rounds": (950, 950, 1600),
         "steps": (50000, 50000, 100000),
+        "batch_size": (256, 256, 256),
+        "lr": (0.1, 0.1, 0.1),
+        "temperature": (3.0, 3.0, 3.0),
+        "competition": (10.0, 10.0, 0.2),
+        "competition_loss": ("js", "js", "js"),
+        "competition_temperature": (1.0, 1.0, 1.0),
     },
 }
 
@@ -119,6 +137,15 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
         "tv_l2": 0.0,
         "l2": 0.0,
         "bn_momentum": 0.9,
+        "first_batches": 20,
+        "rounds": 90,
+        "steps": 4860,
+        "batch_size": 256,
+        "lr": 0.2,
+        "temperature": 20.0,
+        "competition": 1.33,
+        "competition_loss": "kl",
+        "competition_temperature": 1.0,
     },
 }
 
@@ -134,7 +161,11 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     side = min(height, width)
     column = sum(side >= limit for limit in SIZES)
     values = {name: columns[column] for name, columns in PRESETS[config.preset].items()}
-    values |= OTHER_IMAGES.get(config.images, {})
+    recipe = _recipe(config, side=side)
+    values["recipe"], values["images"] = recipe, config.images
+    if config.images == AUTO:
+        values["images"] = "generator" if recipe == "generator" else "pixels"
+    values |= OTHER_IMAGES.get(values["images"], {})
     values["jitter"] = max(1, round(values["jitter"] * side))
     if channels == 1:
         values["flip"] = "off"
@@ -145,5 +176,17 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     chosen = values | given
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
     values["warmup"] = int(chosen["steps"]) // 20
-    open_ = values.keys() & (wanted.keys() - given.keys() - config.idle().keys())
+    idle = replace(config, images=values["images"]).idle()
+    open_ = values.keys() & (wanted.keys() - given.keys() - idle.keys())
     return replace(config, **{name: values[name] for name in open_ if values[name] is not None})
+
+
+def _recipe(config: ImageConfig, *, side: int) -> str:
+    """How the student of `distill` is trained; `adaptive`, and without meaning, for others."""
+    given = str(getattr(config, "recipe", "adaptive"))
+    if given != AUTO:
+        return given
+    if getattr(config, "data", None):
+        return "offline"
+    by_size = SIZES[0] <= side <= SIZES[1] and config.preset == "fast" and config.images == AUTO
+    return "generator" if config.images == "generator" or by_size else "adaptive"

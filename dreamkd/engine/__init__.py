@@ -3,7 +3,7 @@
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import check_finite, enough_memory
-from dreamkd.engine.modules import frozen, normalise, on_device, to_uint8, twin
+from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
 
@@ -17,6 +17,7 @@ __all__ = [
     "normalise",
     "on_device",
     "rate",
+    "renormalise",
     "to_uint8",
     "twin",
     "worth_compiling",

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dreamkd.models import Card
+
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
@@ -54,9 +56,20 @@ def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     Returns: float32 (B, C, H, W).
     """
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    offset = torch.tensor(mean, device=images.device).view(-1, 1, 1) * scale
-    divisor = torch.tensor(std, device=images.device).view(-1, 1, 1) * scale
+    offset, divisor = _per_channel(mean, images) * scale, _per_channel(std, images) * scale
     return (images.float() - offset) / divisor
+
+
+def renormalise(inputs: Tensor, source: Card, target: Card) -> Tensor:
+    """Inputs of one network as inputs of another: x * std_s + mean_s, then (x - mean_t) / std_t."""
+    if (source.mean, source.std) == (target.mean, target.std):
+        return inputs
+    scale = _per_channel([a / b for a, b in zip(source.std, target.std, strict=True)], inputs)
+    offset = _per_channel(
+        [(m - n) / t for m, n, t in zip(source.mean, target.mean, target.std, strict=True)],
+        inputs,
+    )
+    return inputs * scale + offset
 
 
 def to_uint8(inputs: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -65,6 +78,9 @@ def to_uint8(inputs: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
     Args: inputs: float (B, C, H, W), normalised.
     Returns: uint8 (B, C, H, W).
     """
-    offset = torch.tensor(mean, device=inputs.device).view(-1, 1, 1)
-    divisor = torch.tensor(std, device=inputs.device).view(-1, 1, 1)
+    offset, divisor = _per_channel(mean, inputs), _per_channel(std, inputs)
     return ((inputs * divisor + offset) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(-1, 1, 1)

@@ -24,6 +24,7 @@ COMPETITION: dict[str, list[str]] = {
     "method": ["--method", "adaptive"],
     "student": ["--student", "s"],
     "competition": [],
+    "competition_loss": [],
     "competition_temperature": [],
 }
 FIELD_IDS = [f"{name} {field.flag}" for name, field in FIELDS]
