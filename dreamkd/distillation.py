@@ -18,7 +18,7 @@ from torch import Tensor
 from dreamkd import batchnorm, models
 from dreamkd.config import DistillConfig
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
-from dreamkd.engine import Runtime
+from dreamkd.engine import Runtime, time_limit
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
@@ -74,6 +74,7 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
+    should_stop = time_limit(should_stop, minutes=config.max_minutes)
     teacher = models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
     recipe = settled(config, teacher).recipe

@@ -19,7 +19,7 @@ from torch import Tensor
 from dreamkd import models
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
-from dreamkd.engine import Runtime, enough_memory
+from dreamkd.engine import Runtime, enough_memory, time_limit
 from dreamkd.errors import ConfigError, Stopped
 from dreamkd.events import Finished, Note, OnEvent, Progress, ignore
 from dreamkd.formats import FORMATS
@@ -67,6 +67,7 @@ def invert(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
+    should_stop = time_limit(should_stop, minutes=config.max_minutes)
     began = time.perf_counter()
     teacher = models.load(config.model, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))

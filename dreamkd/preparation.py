@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from dreamkd import batchnorm, calibration
-from dreamkd.config import DistillConfig, InvertConfig, OutputConfig, merge, settle
+from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
 from dreamkd.engine import Runtime, twin, worth_compiling
 from dreamkd.errors import ModelError
 from dreamkd.models import Classifier
@@ -56,8 +56,8 @@ def prepare(
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
             earns = worth_compiling(calls, image_steps=image_steps(config))
             config = replace(config, compile="on" if earns else "off")
-    printed = {f.name for f in fields(OutputConfig)} | {"out"}
-    kept = {k: v for k, v in _all(config).items() if k not in printed}
+    outside = {f.name for base in (OutputConfig, LimitConfig) for f in fields(base)} | {"out"}
+    kept = {k: v for k, v in _all(config).items() if k not in outside}
     run.settle(
         {
             "command": type(config).__name__.removesuffix("Config").lower(),

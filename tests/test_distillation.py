@@ -81,6 +81,15 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(
     assert facts(tmp_path / "run") == facts(whole)
 
 
+def test_out_of_time_it_stops_and_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="the same command continues") as stopped:
+        run(folder, eval_data="sklearn:digits", max_minutes=1e-6)
+    assert stopped.value.exit_code == 8
+    run(folder, eval_data="sklearn:digits", max_minutes=60)
+    assert facts(folder) == facts(whole)
+
+
 @pytest.mark.parametrize("polls", [3, 11, 14, 19])
 def test_the_generator_recipe_continues_to_the_same_bytes(tmp_path: Path, polls: int) -> None:
     left = iter([False] * (polls - 1) + [True])

@@ -121,6 +121,21 @@ class SeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """When long work stops by itself."""
+
+    max_minutes: float | None = option(
+        None,
+        group=_RUN,
+        above=0,
+        maximum=10**6,
+        identity=False,
+        help="stop after so many minutes, everything saved, with exit code 8; the same command "
+        "continues",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig(ModelConfig, OutputConfig):
     """List the batch-norm layers of a model and say whether it can be inverted."""
 
@@ -174,7 +189,13 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InvertConfig(
-    ModelConfig, ImageConfig, CompetitionConfig, RuntimeConfig, SeedConfig, OutputConfig
+    ModelConfig,
+    ImageConfig,
+    CompetitionConfig,
+    RuntimeConfig,
+    SeedConfig,
+    LimitConfig,
+    OutputConfig,
 ):
     """Turn a trained classifier into images (DeepDream, DeepInversion, Adaptive DeepInversion)."""
 
@@ -244,7 +265,13 @@ class InvertConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(
-    ModelConfig, ImageConfig, CompetitionConfig, RuntimeConfig, SeedConfig, OutputConfig
+    ModelConfig,
+    ImageConfig,
+    CompetitionConfig,
+    RuntimeConfig,
+    SeedConfig,
+    LimitConfig,
+    OutputConfig,
 ):
     """Train a student from a teacher without the teacher's data."""
 

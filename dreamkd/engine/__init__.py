@@ -2,7 +2,7 @@
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
-from dreamkd.engine.guards import check_finite, enough_memory
+from dreamkd.engine.guards import check_finite, enough_memory, time_limit
 from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
@@ -18,6 +18,7 @@ __all__ = [
     "on_device",
     "rate",
     "renormalise",
+    "time_limit",
     "to_uint8",
     "twin",
     "worth_compiling",

@@ -1,9 +1,10 @@
-"""Stopping when the numbers stop making sense."""
+"""Stopping when the numbers stop making sense, or when time is up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -36,3 +37,11 @@ def check_finite(terms: Mapping[str, float], *, where: str) -> None:
                 f"{name} became {value} at {where}; what was finished before is kept: lower the "
                 "rate or the weight of that term, or try --precision fp32"
             )
+
+
+def time_limit(should_stop: Callable[[], bool], *, minutes: float | None) -> Callable[[], bool]:
+    """`should_stop`, which also says so once `minutes` from now have passed; None: never."""
+    if minutes is None:
+        return should_stop
+    deadline = time.monotonic() + 60 * minutes
+    return lambda: should_stop() or time.monotonic() > deadline
