@@ -8,14 +8,17 @@ so with images of a generator that learns from batch to batch (Fang et al. 2022)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dreamkd import batchnorm, models
+from dreamkd.budget import measure_pace, planned
 from dreamkd.config import DistillConfig
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import Runtime, time_limit
@@ -74,6 +77,7 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
+    began = time.perf_counter()
     should_stop = time_limit(should_stop, minutes=config.max_minutes)
     teacher = models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
@@ -100,11 +104,20 @@ def distill(
         "data_pixels_sha256": pixels_sha256(data.images, data.labels.tolist()) if data else None,
         "bn_prior_sha256": prior and prior.sha256(),
     }
+
+    networks = {"teacher": teacher, "student": student, "prior": prior}
+    plan = partial(_within_budget, config, networks, began=began, on_event=on_event)
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
         config, runtime = prepare(
-            run, config, teacher=teacher, prior=prior, image_steps=_image_steps, inputs=inputs
+            run,
+            config,
+            teacher=teacher,
+            prior=prior,
+            image_steps=_image_steps,
+            inputs=inputs,
+            plan=plan if config.budget_minutes else None,
         )
         on_event = run.listener(on_event)
         on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
@@ -139,6 +152,27 @@ def distill(
         run.finish({**result, "student": saved.name})
         on_event(Finished("distill", job.seconds + job.training.seconds))
     return Distillation(out=str(folder), student=str(saved), **result)
+
+
+def _within_budget(
+    given: DistillConfig,
+    networks: Mapping[str, Any],
+    decided: DistillConfig,
+    runtime: Runtime,
+    *,
+    began: float,
+    on_event: OnEvent,
+) -> DistillConfig:
+    """The decided settings, sized so that the run ends `budget_minutes` after it began."""
+    minutes = float(given.budget_minutes or 0)
+    on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
+    pace = measure_pace(decided, **networks, runtime=runtime)
+    seconds = 60 * minutes - (time.perf_counter() - began)
+    size = networks["teacher"].card.input_size
+    made = planned(decided, given, pace, input_size=size, seconds=seconds)
+    rounds = "" if made.recipe == "offline" else f"{made.rounds} rounds, "
+    on_event(Note(f"budget: {rounds}{made.steps} student steps"))
+    return made
 
 
 def _image_steps(config: DistillConfig) -> int:

@@ -27,6 +27,7 @@ def prepare(
     prior: Classifier | None = None,
     image_steps: Callable[[Config], int],
     inputs: Mapping[str, Any],
+    plan: Callable[[Config, Runtime], Config] | None = None,
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: taken from the run if it exists, else made and kept.
 
@@ -34,6 +35,7 @@ def prepare(
         prior: the network whose statistics are matched, if not the teacher.
         image_steps: images times steps of the whole job, by the settled settings.
         inputs: hashes of what else the outcome depends on, such as data that are read.
+        plan: the decided settings, with what follows from how fast this machine is.
 
     Raises:
         RunError: the folder holds a different run.
@@ -56,6 +58,8 @@ def prepare(
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
             earns = worth_compiling(calls, image_steps=image_steps(config))
             config = replace(config, compile="on" if earns else "off")
+        if plan is not None:
+            config = plan(config, runtime)
     outside = {f.name for base in (OutputConfig, LimitConfig) for f in fields(base)} | {"out"}
     kept = {k: v for k, v in _all(config).items() if k not in outside}
     run.settle(
@@ -76,6 +80,8 @@ def settled(config: Config, teacher: Classifier) -> Config:
     Raises:
         ConfigError: what was given does not go with what follows from the model.
     """
+    if isinstance(config, DistillConfig):
+        config = replace(config, budget_minutes=None)  # it becomes rounds and steps, measured
     decided = settle(config, input_size=teacher.card.input_size)
     alike = batchnorm.layers(teacher.module) and _runs(teacher, factor=coarsest(decided))
     if not config.stages and not alike:

@@ -330,6 +330,14 @@ class DistillConfig(
         auto=BY_PRESET,
         help="student steps in all",
     )
+    budget_minutes: float | None = option(
+        None,
+        group=_STUDENT,
+        above=0,
+        maximum=10**6,
+        help="choose --rounds and --steps, and with them every schedule, so that images and "
+        "student are done after so many minutes on this machine; decided once",
+    )
     batch_size: int | str = option(
         "auto",
         group=_STUDENT,
@@ -390,11 +398,13 @@ class DistillConfig(
 
     def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are: with --data, synthesis."""
+        planned = dict.fromkeys(("rounds", "steps"), "--budget-minutes")
         if not self.data:
-            return super().idle()
+            return super().idle() | (planned if self.budget_minutes else {})
         synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
         names = (*synthesis, "first_batches", "rounds")
-        return {name: "--data" for name in names if name not in ("preset", "flip")}
+        idle = {name: "--data" for name in names if name not in ("preset", "flip")}
+        return idle | ({"steps": "--budget-minutes"} if self.budget_minutes else {})
 
 
 def _refuse_idle(instance: InvertConfig | DistillConfig) -> None:

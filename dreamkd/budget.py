@@ -1,0 +1,164 @@
+"""How much a student can learn in a given time: `--budget-minutes`, planned once and recorded.
+
+The work is timed on copies of the networks; rounds and student steps, and with them every schedule,
+follow, so that the run ends fully annealed. The plan is part of the run's identity: a run that is
+continued elsewhere keeps it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from dreamkd.config import DistillConfig, settle
+from dreamkd.engine import Runtime
+from dreamkd.errors import ConfigError
+from dreamkd.labels import label_range
+from dreamkd.models import Classifier
+from dreamkd.objective import Objective, Rival
+from dreamkd.randomness import generator_for
+from dreamkd.synthesis import Synthesiser
+from dreamkd.training import Training
+
+#: Steps that are timed, of the student and of an image batch.
+_STUDENT_STEPS, _IMAGE_STEPS = 16, 12
+
+
+class Pace(NamedTuple):
+    """Seconds of each piece of work on this machine."""
+
+    start: float  # paid once, above all for compiling
+    first: float  # an image batch of the first bank
+    batch: float  # an image batch that competes
+    step: float  # a student step
+
+
+def planned(
+    config: DistillConfig,
+    given: DistillConfig,
+    pace: Pace,
+    *,
+    input_size: tuple[int, int, int],
+    seconds: float,
+) -> DistillConfig:
+    """`config` (settled) for a run that ends after `seconds`: rounds, steps and their schedules.
+
+    Args: given: as the user gave it, for what follows from rounds and steps.
+    Raises: ConfigError: not even one round fits.
+    """
+    rounds, steps = rounds_and_steps(config, pace, seconds=seconds)
+
+    def sized(one: DistillConfig) -> DistillConfig:
+        one = replace(one, budget_minutes=None, steps=steps)
+        return one if config.recipe == "offline" else replace(one, rounds=rounds)
+
+    return replace(sized(config), warmup=settle(sized(given), input_size=input_size).warmup)
+
+
+def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tuple[int, int]:
+    """The most rounds, each with its share of student steps, that end within `seconds`.
+
+        start + first_batches first + rounds (batch + step steps / rounds) = seconds
+
+    Args: config: settled; the ratio of its `steps` and `rounds` is kept, and its `first_batches`.
+    Returns: rounds and steps; of the recipe `offline` a round is a step.
+    Raises: ConfigError: not even one round fits.
+    """
+    offline = config.recipe == "offline"
+    each = 1.0 if offline else int(config.steps) / max(1, int(config.rounds))
+    before = pace.start + (0 if offline else int(config.first_batches) * pace.first)
+    a_round = each * pace.step + (0 if offline else pace.batch)
+    rounds = int((seconds - before) / a_round)
+    if rounds < 1:
+        least = (before + a_round) / 60
+        raise ConfigError(f"--budget-minutes: a first round would end after {least:.1f} minutes")
+    return rounds, round(rounds * each)
+
+
+def measure_pace(
+    config: DistillConfig,
+    *,
+    teacher: Classifier,
+    student: Classifier,
+    prior: Classifier | None,
+    runtime: Runtime,
+) -> Pace:
+    """Time the work of `config` (settled); the networks are left as they are.
+
+    Everything is set up twice: what the second time costs, the run will pay once more.
+    """
+    for _ in range(2):
+        start, step = _student(config, teacher, student, runtime=runtime)
+        first = batch = 0.0
+        if config.recipe != "offline":
+            images_start, first, batch = _images(config, teacher, student, prior, runtime=runtime)
+            start += images_start
+    return Pace(start, first, batch, step)
+
+
+def _student(
+    config: DistillConfig, teacher: Classifier, student: Classifier, *, runtime: Runtime
+) -> tuple[float, float]:
+    """Seconds that are paid once, and of a step."""
+    images = torch.zeros((int(config.batch_size), *teacher.card.input_size), dtype=torch.uint8)
+    began = _now(runtime)
+    with Training(_copy(student), teacher, config, runtime=runtime) as training:
+        training.advance(images, until=1)
+        first = _now(runtime)
+        training.advance(images, until=1 + _STUDENT_STEPS)
+        step = (_now(runtime) - first) / _STUDENT_STEPS
+    return max(0.0, first - began - step), step
+
+
+def _images(
+    config: DistillConfig,
+    teacher: Classifier,
+    student: Classifier,
+    prior: Classifier | None,
+    *,
+    runtime: Runtime,
+) -> tuple[float, float, float]:
+    """Seconds that are paid once; of a batch of the first bank, and of one that competes."""
+    steps = int(config.image_steps)
+    short = replace(config, image_steps=min(steps, _IMAGE_STEPS))
+    classes, size = teacher.card.num_classes, int(config.image_batch_size)
+    labels = label_range(range(classes), 0, size, seed=config.seed)
+    objective = Objective(
+        teacher,
+        short,
+        runtime=runtime,
+        prior=prior,
+        rival=Rival.of(_copy(student), config),
+        compiled=config.compile == "on",
+    )
+    spent, batches = 0.0, list[float]()
+    with Synthesiser(objective, seed=config.seed) as synthesiser:
+        for compete in (False, True):
+            for _ in range(2):  # the first time compiles
+                marks = [_now(runtime)]
+                synthesiser.batch(
+                    labels,
+                    generator=generator_for(config.seed, "budget"),
+                    compete=compete,
+                    on_step=lambda *_, marks=marks: marks.append(_now(runtime)),
+                )
+                whole = _now(runtime) - marks[0]
+                spent += whole
+            step = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
+            batches.append(whole + (steps - int(short.image_steps)) * step)
+            spent -= 2 * whole  # what is left of both is the cost of the first time
+    return max(0.0, spent), batches[0], batches[1]
+
+
+def _copy(student: Classifier) -> Classifier:
+    return Classifier(copy.deepcopy(student.module), student.card)
+
+
+def _now(runtime: Runtime) -> float:
+    if runtime.device != "cpu":
+        torch.cuda.synchronize()  # host sync: what was asked for is done
+    return time.perf_counter()
