@@ -167,8 +167,11 @@ def open_run(folder: Path) -> Iterator[Run]:
 
     The lock is the kernel's: it ends with the process that holds it, however that dies.
 
+    A new folder that did not become a run within the block is removed again.
+
     Raises: RunError: the folder cannot be made or written, is no run, or another process holds it.
     """
+    new = not folder.exists()
     if folder.is_dir():
         _refuse_foreign(folder)
     try:
@@ -190,6 +193,10 @@ def open_run(folder: Path) -> Iterator[Run]:
         os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
         yield Run(folder)
     finally:
+        if new and not (folder / "resolved.json").exists():
+            with suppress(OSError):  # refused before it became a run: nothing is left behind
+                (folder / ".lock").unlink()
+                folder.rmdir()
         os.close(handle)
 
 
