@@ -228,6 +228,28 @@ def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generato
     return _take(images, rows, columns)
 
 
+def cut_mix(images: Tensor, *, generator: Generator | None) -> Tensor:
+    """Paste a box of another image of the batch into each (CutMix, Yun et al. 2019).
+
+    Its share of the area is uniform in [0, 1], its centre anywhere, and what lies outside is lost.
+    No label is mixed: distillation asks the teacher about what the student sees.
+
+    Args:
+        images: (B, C, H, W), any dtype.
+    Returns: the same shape and dtype.
+    """
+    batch, _, height, width = images.shape
+    others = torch.randperm(batch, generator=generator)
+    share, down, right = torch.rand((3, batch, 1), generator=generator)
+    side = share.sqrt() / 2
+    rows, columns = (
+        ((torch.arange(length) + 0.5) / length - centre).abs() < side
+        for length, centre in ((height, down), (width, right))
+    )
+    box = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
+    return torch.where(box, images[others.to(images.device)], images)
+
+
 def _reflect(index: Tensor, size: int) -> Tensor:
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -134,14 +134,18 @@ def distill(
             should_stop=should_stop,
         )
         images = RECIPES[recipe](job)
+        with runtime.active():
+            student = job.training.result(images)
         data_free = data is None or _is_synthetic(str(config.data))
-        saved = _save(job, data_free=data_free)
+        saved = _save(job, student, data_free=data_free)
         baseline = None
         if _wants_baseline(config, teacher):
-            baseline = replace(job, name="noise", student=_fresh(config, teacher))
-            on_noise(baseline, count=len(images))
+            other = replace(job, name="noise", student=_fresh(config, teacher))
+            noise = on_noise(other, count=len(images))
+            with runtime.active():
+                baseline = other.training.result(noise)
         with runtime.active():
-            result = _accuracies(job, baseline, labelled) | {
+            result = _accuracies(teacher, student, baseline, labelled) | {
                 "images": len(images),
                 "image_source": data.source if data else f"made from {config.teacher}",
                 "steps": int(config.steps),
@@ -258,28 +262,30 @@ def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
     return config.noise_baseline == "on"
 
 
-def _save(job: Job, *, data_free: bool) -> Path:
+def _save(job: Job, student: Classifier, *, data_free: bool) -> Path:
     """Write `student.safetensors`, which loads alone."""
-    card = replace(job.student.card, weights="distilled", pretrained=True, data_free=data_free)
+    card = replace(student.card, weights="distilled", pretrained=True, data_free=data_free)
     path = job.run.folder / "student.safetensors"
     teacher = job.teacher
     trained = f"dreamkd distill from {teacher.card.architecture}, sha256 {teacher.sha256()}"
-    models.save(Classifier(job.student.module, card), path, extra={"trained": trained})
+    models.save(Classifier(student.module, card), path, extra={"trained": trained})
     return path
 
 
-def _accuracies(job: Job, baseline: Job | None, data: Labelled | None) -> dict[str, Any]:
+def _accuracies(
+    teacher: Classifier, student: Classifier, baseline: Classifier | None, data: Labelled | None
+) -> dict[str, Any]:
     """Percent on the evaluation data, which trained nothing; None where there is none."""
     if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
         return dict.fromkeys(names)
     images, labels, source = data
-    student = measure(job.student, images, labels, teacher=job.teacher)
-    noise = measure(baseline.student, images, labels) if baseline else None
+    found = measure(student, images, labels, teacher=teacher)
+    noise = measure(baseline, images, labels) if baseline else None
     return {
-        "teacher_top1": measure(job.teacher, images, labels).top1,
-        "student_top1": student.top1,
+        "teacher_top1": measure(teacher, images, labels).top1,
+        "student_top1": found.top1,
         "noise_top1": noise.top1 if noise else None,
-        "agreement": student.agreement,
+        "agreement": found.agreement,
         "eval_source": source,
     }

@@ -160,8 +160,8 @@ def adaptive(job: Job) -> Tensor:
     return images
 
 
-def on_noise(job: Job, *, count: int) -> None:
-    """Train the same student on the noise that synthesis starts from: the baseline."""
+def on_noise(job: Job, *, count: int) -> Tensor:
+    """Train the same student on white noise, uint8 (count, C, H, W), returned: the baseline."""
     card = job.teacher.card
     noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
     noise.begin(count, generator_for(job.config.seed, "noise"))
@@ -169,6 +169,7 @@ def on_noise(job: Job, *, count: int) -> None:
     job.resume()
     with job.training:
         job.train(images, until=int(job.config.steps))
+    return images
 
 
 def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:

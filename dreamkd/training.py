@@ -1,22 +1,23 @@
 """The student's loop: distillation on uint8 images, resumable at any step.
 
-Every draw of a step is a function of (seed, step), so that the state is the weights, the momentum
-and the step.
+Every draw of a step is a function of (seed, step), so that the state is the weights, their average,
+the optimiser's moments and the step.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamkd import losses
-from dreamkd.augment import random_crop
+from dreamkd.augment import cut_mix, random_crop
 from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, check_finite, compile_step, fixed, normalise, rate
 from dreamkd.events import OnEvent, ignore
@@ -28,7 +29,7 @@ LOOK = 25
 
 
 class Training:
-    """SGD of one student on the distillation loss (seed Eq. 1)."""
+    """One student on the distillation loss (seed Eq. 1)."""
 
     def __init__(
         self,
@@ -57,20 +58,8 @@ class Training:
         self._module = student.module.to(runtime.device)
         self._module.to(memory_format=torch.channels_last)
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
-        groups: list[dict[str, Any]] = [
-            {
-                "params": [p for p in self._module.parameters() if p.ndim > 1],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [p for p in self._module.parameters() if p.ndim <= 1]},
-        ]
-        self._optimizer = torch.optim.SGD(
-            groups,
-            lr=float(config.lr),
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            fused=True,
-        )
+        self._optimizer = _optimizer(self._module, config)
+        self._average = copy.deepcopy(self._module).eval() if config.ema else None
 
     def __enter__(self) -> Self:
         self._fixed = fixed(self.teacher.module, runtime=self.runtime)
@@ -120,6 +109,8 @@ class Training:
                 torch._foreach_div_(gradients, self.runtime.loss_scale)
             self._optimizer.step()
             self.step = step + 1
+            if self._average is not None:
+                _move_average(self._average, self._module, config.ema, step=step)
             if self.step % LOOK == 0 or self.step == until:
                 terms = {"kd": float(loss.detach())}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
@@ -129,15 +120,17 @@ class Training:
                 on_step(self.step, terms)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, momentum and step, for `Run.save_state`.
+        """Weights, their average, the optimiser's moments and the step, for `Run.save_state`.
 
         Raises: DivergedError: a weight is NaN or infinite; the state saved before stays.
         """
         tensors = {f"student.{k}": v for k, v in self._module.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
         for name, parameter in self._module.named_parameters():
-            buffer = self._optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+            for moment, value in self._optimizer.state[parameter].items():
+                if value is not None:  # SGD without momentum keeps a None
+                    tensors[f"{moment}.{name}"] = value
         finite = all(bool(t.isfinite().all()) for t in tensors.values())
         check_finite(
             {"the student's weights": 0.0 if finite else math.nan}, where=f"step {self.step}"
@@ -146,31 +139,69 @@ class Training:
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
-        weights = {k.removeprefix("student."): v for k, v in tensors.items() if k[:8] == "student."}
-        self._module.load_state_dict(weights)
+        self._module.load_state_dict(_under("student.", tensors))
+        if self._average is not None:
+            self._average.load_state_dict(_under("average.", tensors))
+        moments = {moment: _under(f"{moment}.", tensors) for moment in _MOMENTS}
         for name, parameter in self._module.named_parameters():
-            if f"momentum.{name}" in tensors:
-                # A copy in the parameter's own memory layout, as the optimiser made it.
-                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+            for moment, values in moments.items():
+                if name in values:
+                    # A copy in the parameter's own memory layout, as the optimiser made it.
+                    like = parameter if values[name].ndim == parameter.ndim else values[name]
+                    value = torch.empty_like(like, dtype=values[name].dtype).copy_(values[name])
+                    self._optimizer.state[parameter][moment] = value.detach()
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
 
     def restart(self) -> None:
-        """Back to step 0: the weights that the student came with, no momentum."""
+        """Back to step 0: the weights that the student came with, no moments."""
         self._module.load_state_dict(self._start)
+        if self._average is not None:
+            self._average.load_state_dict(self._start)
         self._optimizer.state.clear()
         self.step, self.seconds = 0, 0.0
 
+    def result(self, images: Tensor) -> Classifier:
+        """The student to keep: the average with `ema`, its statistics anew with `bn_recalibration`.
+
+        Args: images: the bank, uint8 (N, C, H, W).
+        """
+        module, count = self._average or self._module, self.config.bn_recalibration
+        if count:
+            module = copy.deepcopy(module)
+            views = (self._views(images, int(self.config.steps) + k) for k in range(count))
+            self._recalibrate(module, views)
+        return Classifier(module.eval(), self.student.card)
+
+    @torch.no_grad()
+    def _recalibrate(self, module: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Replace running statistics by the plain mean over `batches` of uint8 views."""
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        before = [norm.momentum for norm in norms]
+        module.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        card = self.student.card
+        for views in batches:
+            with self.runtime.autocast():
+                module(normalise(views, mean=card.mean, std=card.std))
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
     def _views(self, images: Tensor, step: int) -> Tensor:
-        """A batch of cropped (and mirrored) images; teacher and student see the same view."""
+        """A batch of cropped (mirrored, mixed) images; teacher and student see the same view."""
         generator = generator_for(self.config.seed, "student", step)
         index = torch.randint(len(images), (int(self.config.batch_size),), generator=generator)
-        return random_crop(
+        views = random_crop(
             images[index].to(self.runtime.device),  # uint8: the smallest form there is
             padding=min(images.shape[2:]) // 8,
             flip=self.config.flip == "on",
             generator=generator,
         )
+        share = self.config.cutmix
+        mixed = share > 0 and float(torch.rand((), generator=generator)) < share
+        return cut_mix(views, generator=generator) if mixed else views
 
     def _distillation(self, views: Tensor) -> Tensor:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks."""
@@ -186,3 +217,43 @@ class Training:
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)
         return [device] if device.type == "cuda" else []
+
+
+def _optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; no decay of biases and batch norm."""
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in module.parameters() if p.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    lr, momentum = float(config.lr), config.momentum
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, module: nn.Module, decay: float, *, step: int) -> None:
+    """Move the average of a module's weights after a step.
+
+        average <- d average + (1 - d) module,   d = min(decay, (1 + step) / (10 + step))
+
+    Running statistics are averaged like weights; the start of training is soon forgotten.
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
+    for old, new in pairs:
+        if old.is_floating_point():
+            old.lerp_(new, share)
+        else:
+            old.copy_(new)  # the count of batches
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+#: What SGD and AdamW remember of each weight.
+_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")

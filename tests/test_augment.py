@@ -2,7 +2,7 @@
 
 import torch
 
-from dreamkd.augment import draw_roll, random_crop, roll
+from dreamkd.augment import cut_mix, draw_roll, random_crop, roll
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -70,3 +70,19 @@ def test_random_crop_equals_pad_and_crop() -> None:
 def test_random_crop_without_padding_or_flip_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=generator(6))
     assert torch.equal(random_crop(images, padding=0, flip=False, generator=generator()), images)
+
+
+def test_cut_mix_pastes_one_box_of_one_other_image() -> None:
+    images = torch.arange(64, dtype=torch.uint8).view(64, 1, 1, 1).expand(64, 3, 12, 16)
+    mixed = cut_mix(images, generator=generator())
+    shares = []
+    for own, result in enumerate(mixed):
+        foreign = result[0] != own
+        assert len(result[0][foreign].unique()) <= 1
+        rows, columns = foreign.any(1), foreign.any(0)
+        assert torch.equal(foreign, rows[:, None] & columns[None]), "a rectangle"
+        assert torch.equal(result, result[:1].expand_as(result)), "the same in every channel"
+        shares.append(float(foreign.float().mean()))
+    assert max(shares) > 0.4
+    assert min(shares) < 0.1
+    assert torch.equal(mixed, cut_mix(images, generator=generator()))

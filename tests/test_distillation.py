@@ -140,6 +140,8 @@ def test_without_competition_the_student_does_not_matter(tmp_path: Path) -> None
         {"competition_temperature": 3.0},
         {"competition_loss": "kl"},
         {"temperature": 9.0},
+        {"ema": 0.9},
+        {"bn_recalibration": 2},
         {"recipe": "generator"},
         {"rounds": 1},
         {"first_batches": 3},

@@ -50,19 +50,29 @@ def test_the_student_comes_to_agree_with_the_teacher(digits: Classifier) -> None
     assert not run.student.module.training
 
 
-def test_resumed_equals_uninterrupted_to_the_bit(digits: Classifier) -> None:
-    with training(digits) as whole:
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"momentum": 0.0}, {"optimizer": "adamw"}, {"ema": 0.9, "cutmix": 0.5}],
+    ids=str,
+)
+def test_resumed_equals_uninterrupted_to_the_bit(
+    digits: Classifier, given: dict[str, object]
+) -> None:
+    with training(digits, **given) as whole:
         whole.advance(images(), until=12)
-    with training(digits) as first:
+    with training(digits, **given) as first:
         first.advance(images(), until=5)
         tensors, facts = first.state()
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    with training(digits) as second:
+    with training(digits, **given) as second:
         second.restore(tensors, facts)
         assert second.step == 5
         second.advance(images(), until=12)
     assert same(weights(whole), weights(second))
     assert same(whole.state()[0], second.state()[0])
+    assert same(
+        whole.result(images()).module.state_dict(), second.result(images()).module.state_dict()
+    )
 
 
 def test_restart_forgets_everything(digits: Classifier) -> None:
@@ -88,6 +98,8 @@ def test_restart_forgets_everything(digits: Classifier) -> None:
         {"seed": 1},
         {"flip": "on"},
         {"steps": 13},
+        {"optimizer": "adamw", "lr": 0.1},
+        {"cutmix": 1.0},
     ],
     ids=str,
 )
@@ -98,6 +110,36 @@ def test_no_student_option_is_without_effect(digits: Classifier, option: dict[st
             run.advance(images(), until=6)
         trained.append(weights(run))
     assert not same(*trained)
+
+
+def test_the_average_of_the_weights_by_hand(digits: Classifier) -> None:
+    with training(digits, ema=0.9) as run:
+        expected = weights(run)["conv1.weight"].clone()
+        for step in range(3):
+            run.advance(images(), until=step + 1)
+            # min(0.9, 1/10, 2/11, 3/12): the first steps count most.
+            decay = (1 + step) / (10 + step)
+            expected = decay * expected + (1 - decay) * weights(run)["conv1.weight"]
+        found = run.result(images()).module.state_dict()["conv1.weight"]
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert not torch.equal(found, weights(run)["conv1.weight"])
+        run.restart()
+        assert same(run.result(images()).module.state_dict(), fresh().module.state_dict())
+
+
+def test_recalibrated_statistics_are_those_of_the_bank(digits: Classifier) -> None:
+    # Every view of a flat bank is the same: one batch, or three, have its statistics.
+    flat = torch.full((4, 1, 16, 16), 128, dtype=torch.uint8)
+    with training(digits, bn_recalibration=3) as run:
+        run.advance(images(), until=3)
+        before = {name: value.clone() for name, value in weights(run).items()}
+        found = run.result(flat).module
+    first = next(m for m in found.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    inputs = torch.full((4, 1, 16, 16), (128 / 255 - 0.3) / 0.3)
+    wanted = found.conv1(inputs).mean((0, 2, 3))
+    assert torch.allclose(first.running_mean, wanted, atol=1e-4)
+    assert first.momentum == 0.1
+    assert same(before, weights(run)), "the student that goes on training is left alone"
 
 
 def test_the_teacher_is_put_back(digits: Classifier) -> None:

@@ -346,8 +346,15 @@ class DistillConfig(
         auto=BY_PRESET,
         help="images per student step",
     )
+    optimizer: str = option(
+        "sgd", group=_STUDENT, choices=("sgd", "adamw"), help="of the student's weights"
+    )
     lr: float | str = option(
-        "auto", group=_STUDENT, above=0, auto=BY_PRESET, help="SGD's peak rate, cosine to zero"
+        "auto",
+        group=_STUDENT,
+        above=0,
+        auto="by preset and input size; 0.001 for adamw",
+        help="peak rate, cosine to zero",
     )
     momentum: float = option(
         0.9, group=_STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
@@ -361,6 +368,28 @@ class DistillConfig(
         minimum=0,
         auto="a twentieth of --steps",
         help="student steps in which the rate rises linearly",
+    )
+    cutmix: float = option(
+        0.0,
+        group=_STUDENT,
+        minimum=0,
+        maximum=1,
+        help="share of student steps whose images exchange boxes; teacher and student see the same",
+    )
+    ema: float = option(
+        0.0,
+        group=_STUDENT,
+        minimum=0,
+        maximum=0.99999,
+        help="decay of a moving average of the student, which is then the result; 0 for none",
+    )
+    bn_recalibration: int = option(
+        0,
+        group=_STUDENT,
+        minimum=0,
+        maximum=MOST_IMAGES,
+        help="batches of the bank on which the finished student's running statistics are taken "
+        "anew; 0 keeps those of its training",
     )
     temperature: float | str = option(
         "auto",
@@ -398,13 +427,14 @@ class DistillConfig(
 
     def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are: with --data, synthesis."""
-        planned = dict.fromkeys(("rounds", "steps"), "--budget-minutes")
+        idle = dict.fromkeys(("rounds", "steps"), "--budget-minutes") if self.budget_minutes else {}
+        if self.optimizer == "adamw":
+            idle["momentum"] = "--optimizer adamw"
         if not self.data:
-            return super().idle() | (planned if self.budget_minutes else {})
+            return super().idle() | idle
         synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
         names = (*synthesis, "first_batches", "rounds")
-        idle = {name: "--data" for name in names if name not in ("preset", "flip")}
-        return idle | ({"steps": "--budget-minutes"} if self.budget_minutes else {})
+        return idle | {name: "--data" for name in names if name not in ("preset", "flip")}
 
 
 def _refuse_idle(instance: InvertConfig | DistillConfig) -> None:

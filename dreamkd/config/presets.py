@@ -166,6 +166,8 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     if config.images == AUTO:
         values["images"] = "generator" if recipe == "generator" else "pixels"
     values |= OTHER_IMAGES.get(values["images"], {})
+    if getattr(config, "optimizer", "sgd") == "adamw":
+        values["lr"] = 1e-3
     values["jitter"] = max(1, round(values["jitter"] * side))
     if channels == 1:
         values["flip"] = "off"
