@@ -220,8 +220,10 @@ def test_other_settings_are_refused_by_name(whole: Path) -> None:
 
 def test_resolved_settings_make_the_same_shards(whole: Path, tmp_path: Path) -> None:
     settings = json.loads((whole / "resolved.json").read_text())["config"]
-    # The ratio was turned into the weight.
-    assert [name for name, value in settings.items() if value == "auto"] == ["r_feature_ratio"]
+    # The ratio was turned into the weight, and nothing competes.
+    competition = ["competition", "competition_loss", "competition_temperature"]
+    left = [name for name, value in settings.items() if value == "auto"]
+    assert left == [*competition, "r_feature_ratio"]
     run(tmp_path / "copy", **settings)
     for path in (whole / "shards").iterdir():
         assert (tmp_path / "copy" / "shards" / path.name).read_bytes() == path.read_bytes()
