@@ -17,6 +17,7 @@ import torch
 from dreamkd.config import DistillConfig, settle
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
+from dreamkd.events import Note, OnEvent
 from dreamkd.labels import label_range
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective, Rival
@@ -37,6 +38,34 @@ class Pace(NamedTuple):
     step: float  # a student step
 
 
+def fit(
+    config: DistillConfig,
+    runtime: Runtime,
+    *,
+    given: DistillConfig,
+    teacher: Classifier,
+    student: Classifier,
+    prior: Classifier | None,
+    began: float,
+    on_event: OnEvent,
+) -> DistillConfig:
+    """`config` (settled) sized so that the run ends `budget_minutes` after it began.
+
+    Args:
+        given: as the user gave it, with the budget.
+        began: `time.perf_counter()` at the beginning.
+    Raises: ConfigError: not even one round fits.
+    """
+    minutes = float(given.budget_minutes or 0)
+    on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
+    pace = measure_pace(config, teacher=teacher, student=student, prior=prior, runtime=runtime)
+    seconds = 60 * minutes - (time.perf_counter() - began)
+    made = planned(config, given, pace, input_size=teacher.card.input_size, seconds=seconds)
+    rounds = "" if made.recipe == "offline" else f"{made.rounds} rounds, "
+    on_event(Note(f"budget: {rounds}{made.steps} student steps"))
+    return made
+
+
 def planned(
     config: DistillConfig,
     given: DistillConfig,
@@ -48,7 +77,7 @@ def planned(
     """`config` (settled) for a run that ends after `seconds`: rounds, steps and their schedules.
 
     Args: given: as the user gave it, for what follows from rounds and steps.
-    Raises: ConfigError: not even one round fits.
+    Raises: ConfigError: not even one round fits, or the warm-up that was given does not.
     """
     rounds, steps = rounds_and_steps(config, pace, seconds=seconds)
 
@@ -56,7 +85,9 @@ def planned(
         one = replace(one, budget_minutes=None, steps=steps)
         return one if config.recipe == "offline" else replace(one, rounds=rounds)
 
-    return replace(sized(config), warmup=settle(sized(given), input_size=input_size).warmup)
+    made = replace(sized(config), warmup=settle(sized(given), input_size=input_size).warmup)
+    made.check()  # a warm-up that was given may not fit
+    return made
 
 
 def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tuple[int, int]:
@@ -135,23 +166,26 @@ def _images(
         rival=Rival.of(_copy(student), config),
         compiled=config.compile == "on",
     )
-    spent, batches = 0.0, list[float]()
+    start, batches = 0.0, list[float]()
     with Synthesiser(objective, seed=config.seed) as synthesiser:
+
+        def timed(*, compete: bool) -> tuple[float, float]:
+            """Seconds of a batch, and of each of its steps but the first."""
+            marks = [_now(runtime)]
+            synthesiser.batch(
+                labels,
+                generator=generator_for(config.seed, "budget"),
+                compete=compete,
+                on_step=lambda *_: marks.append(_now(runtime)),
+            )
+            return _now(runtime) - marks[0], (marks[-1] - marks[1]) / max(1, len(marks) - 2)
+
         for compete in (False, True):
-            for _ in range(2):  # the first time compiles
-                marks = [_now(runtime)]
-                synthesiser.batch(
-                    labels,
-                    generator=generator_for(config.seed, "budget"),
-                    compete=compete,
-                    on_step=lambda *_, marks=marks: marks.append(_now(runtime)),
-                )
-                whole = _now(runtime) - marks[0]
-                spent += whole
-            step = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
-            batches.append(whole + (steps - int(short.image_steps)) * step)
-            spent -= 2 * whole  # what is left of both is the cost of the first time
-    return max(0.0, spent), batches[0], batches[1]
+            compiling, _ = timed(compete=compete)
+            batch, step = timed(compete=compete)
+            start += max(0.0, compiling - batch)
+            batches.append(batch + (steps - int(short.image_steps)) * step)
+    return start, batches[0], batches[1]
 
 
 def _copy(student: Classifier) -> Classifier:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dreamkd import batchnorm, models
-from dreamkd.budget import measure_pace, planned
+from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import Runtime, time_limit
@@ -70,6 +70,7 @@ def distill(
     """Train `student` from `teacher` into a run folder; resume it if it is there.
 
     Raises:
+        ConfigError: an option does not fit the model, or the time is too short.
         ModelError: a model cannot be loaded or built.
         NoBatchNormError: images must be synthesised and the teacher holds no statistics.
         DataError: the shards or the evaluation data do not fit.
@@ -104,9 +105,15 @@ def distill(
         "data_pixels_sha256": pixels_sha256(data.images, data.labels.tolist()) if data else None,
         "bn_prior_sha256": prior and prior.sha256(),
     }
-
-    networks = {"teacher": teacher, "student": student, "prior": prior}
-    plan = partial(_within_budget, config, networks, began=began, on_event=on_event)
+    plan = partial(
+        fit,
+        given=config,
+        teacher=teacher,
+        student=student,
+        prior=prior,
+        began=began,
+        on_event=on_event,
+    )
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
@@ -156,27 +163,6 @@ def distill(
         run.finish({**result, "student": saved.name})
         on_event(Finished("distill", job.seconds + job.training.seconds))
     return Distillation(out=str(folder), student=str(saved), **result)
-
-
-def _within_budget(
-    given: DistillConfig,
-    networks: Mapping[str, Any],
-    decided: DistillConfig,
-    runtime: Runtime,
-    *,
-    began: float,
-    on_event: OnEvent,
-) -> DistillConfig:
-    """The decided settings, sized so that the run ends `budget_minutes` after it began."""
-    minutes = float(given.budget_minutes or 0)
-    on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
-    pace = measure_pace(decided, **networks, runtime=runtime)
-    seconds = 60 * minutes - (time.perf_counter() - began)
-    size = networks["teacher"].card.input_size
-    made = planned(decided, given, pace, input_size=size, seconds=seconds)
-    rounds = "" if made.recipe == "offline" else f"{made.rounds} rounds, "
-    on_event(Note(f"budget: {rounds}{made.steps} student steps"))
-    return made
 
 
 def _image_steps(config: DistillConfig) -> int:
@@ -268,7 +254,7 @@ def _save(job: Job, student: Classifier, *, data_free: bool) -> Path:
     path = job.run.folder / "student.safetensors"
     teacher = job.teacher
     trained = f"dreamkd distill from {teacher.card.architecture}, sha256 {teacher.sha256()}"
-    models.save(Classifier(student.module, card), path, extra={"trained": trained})
+    models.save(replace(student, card=card), path, extra={"trained": trained})
     return path
 
 

@@ -1,8 +1,8 @@
 """Every setting of every command: frozen dataclasses whose fields document themselves.
 
-`options` holds the mechanism (fields with help, range and symbol; parsing; merging), `commands` and
-`images` the settings, `presets` what `auto` means. The command line and docs/cli.md are generated
-from them.
+`options` holds the mechanism (fields with help, range and symbol; parsing; merging), `commands`,
+`images` and `student` the settings, `presets` what `auto` means. The command line and docs/cli.md
+are generated from them.
 """
 
 from dreamkd.config.commands import (

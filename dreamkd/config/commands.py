@@ -9,14 +9,14 @@ from dreamkd.config.images import (
     BY_PRESET,
     IMAGES,
     MOST_IMAGES,
-    MOST_STEPS,
     CompetitionConfig,
     ImageConfig,
 )
 from dreamkd.config.options import option
+from dreamkd.config.student import StudentConfig
 from dreamkd.errors import ConfigError
 
-_MODEL, _STUDENT, _DATA, _RUN = "Model", "Student", "Data", "Run"
+_MODEL, _DATA, _RUN = "Model", "Data", "Run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +268,7 @@ class DistillConfig(
     ModelConfig,
     ImageConfig,
     CompetitionConfig,
+    StudentConfig,
     RuntimeConfig,
     SeedConfig,
     LimitConfig,
@@ -280,14 +281,6 @@ class DistillConfig(
     )
     student: str = option(
         group=_MODEL, help="name of the student's architecture, trained from scratch"
-    )
-    recipe: str = option(
-        "auto",
-        group=_STUDENT,
-        choices=("auto", "offline", "adaptive", "generator"),
-        help="offline: on --data; adaptive: on images that compete with the student of their time; "
-        "generator: likewise, from a generator that learns over batches. auto: offline with "
-        "--data, generator for inputs of 32 to 64 px with --preset fast, else adaptive",
     )
     data: str | None = option(
         None, group=_DATA, help="train on these shards instead of synthesising (recipe offline)"
@@ -322,83 +315,6 @@ class DistillConfig(
         auto=BY_PRESET,
         help="further batches, each against the student of its time",
     )
-    steps: int | str = option(
-        "auto",
-        group=_STUDENT,
-        minimum=1,
-        maximum=MOST_STEPS,
-        auto=BY_PRESET,
-        help="student steps in all",
-    )
-    budget_minutes: float | None = option(
-        None,
-        group=_STUDENT,
-        above=0,
-        maximum=10**6,
-        help="choose --rounds and --steps, and with them every schedule, so that images and "
-        "student are done after so many minutes on this machine; decided once",
-    )
-    batch_size: int | str = option(
-        "auto",
-        group=_STUDENT,
-        minimum=2,
-        maximum=MOST_IMAGES,
-        auto=BY_PRESET,
-        help="images per student step",
-    )
-    optimizer: str = option(
-        "sgd", group=_STUDENT, choices=("sgd", "adamw"), help="of the student's weights"
-    )
-    lr: float | str = option(
-        "auto",
-        group=_STUDENT,
-        above=0,
-        auto="by preset and input size; 0.001 for adamw",
-        help="peak rate, cosine to zero",
-    )
-    momentum: float = option(
-        0.9, group=_STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
-    )
-    weight_decay: float = option(
-        5e-4, group=_STUDENT, minimum=0, help="of weights, not of biases or batch norm"
-    )
-    warmup: int | str = option(
-        "auto",
-        group=_STUDENT,
-        minimum=0,
-        auto="a twentieth of --steps",
-        help="student steps in which the rate rises linearly",
-    )
-    cutmix: float = option(
-        0.0,
-        group=_STUDENT,
-        minimum=0,
-        maximum=1,
-        help="share of student steps whose images exchange boxes; teacher and student see the same",
-    )
-    ema: float = option(
-        0.0,
-        group=_STUDENT,
-        minimum=0,
-        maximum=0.99999,
-        help="decay of a moving average of the student, which is then the result; 0 for none",
-    )
-    bn_recalibration: int = option(
-        0,
-        group=_STUDENT,
-        minimum=0,
-        maximum=MOST_IMAGES,
-        help="batches of the bank on which the finished student's running statistics are taken "
-        "anew; 0 keeps those of its training",
-    )
-    temperature: float | str = option(
-        "auto",
-        group=_STUDENT,
-        above=0,
-        auto=BY_PRESET,
-        symbol="tau",
-        help="of the distillation; loss times tau^2",
-    )
     out: str | None = option(
         None,
         group=_RUN,
@@ -414,16 +330,11 @@ class DistillConfig(
             raise ConfigError(f"--recipe {self.recipe}: makes its own images; leave out --data")
         if self.recipe == "offline" and not self.data:
             raise ConfigError("--recipe offline: needs images to train on; give --data")
-        generated = {"auto": self.recipe == "generator", "generator": True}
-        if self.recipe in ("adaptive", "generator") and (
-            generated.get(self.images, False) != (self.recipe == "generator")
-        ):
+        given = "auto" not in (self.recipe, self.images) and self.recipe != "offline"
+        if given and (self.images == "generator") != (self.recipe == "generator"):
             raise ConfigError(f"--recipe {self.recipe} does not go with --images {self.images}")
         if self.noise_baseline == "on" and not self.eval_data:
             raise ConfigError("--noise-baseline: is measured on --eval-data, which is missing")
-        warmup, steps = self.warmup, self.steps
-        if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
-            raise ConfigError(f"--warmup: {warmup} must be below --steps {steps}")
 
     def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are: with --data, synthesis."""

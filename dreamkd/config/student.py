@@ -1,0 +1,108 @@
+"""How a student is trained: the settings of its side of `distill`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreamkd.config.images import BY_PRESET, MOST_IMAGES, MOST_STEPS
+from dreamkd.config.options import option
+from dreamkd.errors import ConfigError
+
+STUDENT = "Student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The student's loop. `auto` follows from the preset, the recipe and the input size."""
+
+    recipe: str = option(
+        "auto",
+        group=STUDENT,
+        choices=("auto", "offline", "adaptive", "generator"),
+        help="offline: on --data; adaptive: on images that compete with the student of their time; "
+        "generator: likewise, from a generator that learns over batches. auto: offline with "
+        "--data, generator for inputs of 32 to 64 px with --preset fast, else adaptive",
+    )
+    steps: int | str = option(
+        "auto",
+        group=STUDENT,
+        minimum=1,
+        maximum=MOST_STEPS,
+        auto=BY_PRESET,
+        help="student steps in all",
+    )
+    budget_minutes: float | None = option(
+        None,
+        group=STUDENT,
+        above=0,
+        maximum=10**6,
+        help="choose --rounds and --steps, and with them every schedule, so that images and "
+        "student are done after so many minutes on this machine; decided once",
+    )
+    batch_size: int | str = option(
+        "auto",
+        group=STUDENT,
+        minimum=2,
+        maximum=MOST_IMAGES,
+        auto=BY_PRESET,
+        help="images per student step",
+    )
+    optimizer: str = option(
+        "sgd", group=STUDENT, choices=("sgd", "adamw"), help="of the student's weights"
+    )
+    lr: float | str = option(
+        "auto",
+        group=STUDENT,
+        above=0,
+        auto="by preset and input size; 0.001 for adamw",
+        help="peak rate, cosine to zero",
+    )
+    momentum: float = option(
+        0.9, group=STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
+    )
+    weight_decay: float = option(
+        5e-4, group=STUDENT, minimum=0, help="of weights, not of biases or batch norm"
+    )
+    warmup: int | str = option(
+        "auto",
+        group=STUDENT,
+        minimum=0,
+        auto="a twentieth of --steps",
+        help="student steps in which the rate rises linearly",
+    )
+    cutmix: float = option(
+        0.0,
+        group=STUDENT,
+        minimum=0,
+        maximum=1,
+        help="share of student steps whose images exchange boxes; teacher and student see the same",
+    )
+    ema: float = option(
+        0.0,
+        group=STUDENT,
+        minimum=0,
+        maximum=0.99999,
+        help="decay of a moving average of the student, which is then the result; 0 for none",
+    )
+    bn_recalibration: int = option(
+        0,
+        group=STUDENT,
+        minimum=0,
+        maximum=MOST_IMAGES,
+        help="batches of the bank on which the finished student's running statistics are taken "
+        "anew; 0 keeps those of its training",
+    )
+    temperature: float | str = option(
+        "auto",
+        group=STUDENT,
+        above=0,
+        auto=BY_PRESET,
+        symbol="tau",
+        help="of the distillation; loss times tau^2",
+    )
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can see."""
+        warmup, steps = self.warmup, self.steps
+        if isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps:
+            raise ConfigError(f"--warmup: {warmup} must be below --steps {steps}")
