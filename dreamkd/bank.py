@@ -16,8 +16,9 @@ from dreamkd import contactsheet
 from dreamkd.errors import DataError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.formats import FORMATS, Format
+from dreamkd.manifest import Shard
 from dreamkd.runs import Run
-from dreamkd.samples import Shard, decode
+from dreamkd.samples import decode
 
 _SHEET_COLUMNS, _SHEET_IMAGES = 10, 100
 
@@ -83,7 +84,7 @@ class Bank:
         if k not in self._lines:
             return False
         try:
-            self._files.verify(k, _shard(self._lines[k]))
+            self._files.verify(k, Shard.of(self._lines[k]))
         except DataError as error:
             self._on_event(Hint(f"batch {k} is made again: {error}"))
             return False
@@ -167,7 +168,3 @@ class Bank:
         order = np.argsort(labels, kind="stable")
         path = self._run.folder / "contact-sheet.png"
         contactsheet.write(path, np.stack(images)[order], columns=_SHEET_COLUMNS)
-
-
-def _shard(line: Mapping[str, Any]) -> Shard:
-    return Shard(line["shard"], line["count"], line["sha256"], line["pixels_sha256"])

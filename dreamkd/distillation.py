@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dreamkd import batchnorm, models
+from dreamkd import batchnorm, models, samples
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import Runtime, time_limit
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
+from dreamkd.files import require_room
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner
 from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.samples import pixels_sha256
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64
@@ -102,7 +102,7 @@ def distill(
     labelled = _read(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
     data = _read(config.data, teacher, crop_pct=1.0)  # shards are used as they are
     inputs = {
-        "data_pixels_sha256": pixels_sha256(data.images, data.labels.tolist()) if data else None,
+        "data_pixels_sha256": data and samples.pixels_sha256(data.images, data.labels.tolist()),
         "bn_prior_sha256": prior and prior.sha256(),
     }
     plan = partial(
@@ -117,6 +117,7 @@ def distill(
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
+        room = require_room(folder, _room(settled(config, teacher), student, made=run.images))
         config, runtime = prepare(
             run,
             config,
@@ -127,7 +128,8 @@ def distill(
             plan=plan if config.budget_minutes else None,
         )
         on_event = run.listener(on_event)
-        on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
+        on_event(Note(f"run: {folder}; {room}"))
+        on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
         job = Job(
             name="student",
             run=run,
@@ -171,6 +173,17 @@ def _image_steps(config: DistillConfig) -> int:
     if config.data:
         return learned
     return learned + batches(config) * int(config.image_batch_size) * int(config.image_steps)
+
+
+def _room(config: DistillConfig, student: Classifier, *, made: int) -> int:
+    """Bytes that the run still writes, at most: images, two saved states, the student.
+
+    A budget may plan more images than `config` (settled without it) has.
+    """
+    wanted = 0 if config.data else batches(config) * int(config.image_batch_size) - made
+    weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
+    copies = 2 + (config.optimizer == "adamw") + (config.ema > 0)  # in a state: weights, moments
+    return samples.room(max(0, wanted), student.card.input_size) + weights * (2 * copies + 1)
 
 
 def _fresh(config: DistillConfig, teacher: Classifier) -> Classifier:

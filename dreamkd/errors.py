@@ -50,9 +50,16 @@ class RunError(DreamkdError):
 
 
 class DivergedError(DreamkdError):
-    """A loss term became NaN or infinite."""
+    """A loss term became NaN or infinite; `fact` says which, and where, without the advice."""
 
     exit_code = 7
+
+    def __init__(self, fact: str) -> None:
+        super().__init__(
+            f"{fact}; what was finished before is kept: lower the rate or the weight of that term, "
+            "or try --precision fp32"
+        )
+        self.fact = fact
 
 
 class Stopped(DreamkdError):

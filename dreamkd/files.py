@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,27 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             f"cannot write {path}: {error.strerror or error}; free some room or choose "
             "another --out, then run the same command again"
         ) from error
+
+
+def require_room(folder: Path, needed: int) -> str:
+    """Check that `needed` bytes fit on the disk of `folder`; say so in words.
+
+    Raises: RunError: they do not, which is better known before the work than after.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"--out {folder}: up to {size(needed)} will be written and {size(free)} are free; make "
+            "room or choose another --out"
+        )
+    return f"up to {size(needed)} to write, {size(free)} free"
+
+
+def size(count: int) -> str:
+    """A number of bytes, as a person reads it: `1.5 MiB`."""
+    power = max(0, (count.bit_length() - 1) // 10)
+    unit = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")[power]
+    return f"{count / 1024**power:.4g} {unit}"
 
 
 def make_folders(*folders: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from dreamkd import manifest
 from dreamkd.imagefolder import Folders, class_folders
-from dreamkd.samples import Sample, Shard, decode, numbered, read_manifest
+from dreamkd.manifest import Shard
+from dreamkd.samples import Sample, decode
 from dreamkd.shards import Tars
 
 
@@ -59,9 +61,9 @@ def read_run(folder: str | Path) -> Iterator[tuple[Tensor, int, dict[str, Any]]]
         DataError: it is no run folder, or an image is missing or damaged.
     """
     run = Path(folder)
-    listed = read_manifest(run / "manifest.jsonl")
+    listed = manifest.read(run / "manifest.jsonl")
     files: Format = Folders(run) if any(map(Folders.names.fullmatch, listed)) else Tars(run)
-    for k, shard in numbered(listed, files.names):
+    for k, shard in manifest.numbered(listed, files.names):
         files.verify(k, shard)
         for sample in files.read(k):
             yield decode(sample.png, name=sample.key), sample.label, sample.record

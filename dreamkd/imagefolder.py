@@ -24,12 +24,12 @@ from torch import Tensor
 
 from dreamkd.errors import DataError, RunError
 from dreamkd.files import make_folders, sha256_file, write_all, write_atomically
+from dreamkd.manifest import Shard
 from dreamkd.samples import (
     KEY,
     LABEL_DIGITS,
     PNG_LIMIT,
     Sample,
-    Shard,
     check_batch,
     check_png,
     difference,

@@ -16,12 +16,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from dreamkd import models
+from dreamkd import models, samples
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
 from dreamkd.engine import Runtime, enough_memory, time_limit
 from dreamkd.errors import ConfigError, Stopped
 from dreamkd.events import Finished, Note, OnEvent, Progress, ignore
+from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
 from dreamkd.labels import count_images, label_range, parse_classes, parse_weights, plan_batches
 from dreamkd.models import Card
@@ -81,6 +82,8 @@ def invert(
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run, ExitStack() as stack:
+        wanted = max(0, layout.count - run.images)
+        room = require_room(folder, samples.room(wanted, teacher.card.input_size))
         config, runtime = prepare(
             run,
             config,
@@ -90,7 +93,8 @@ def invert(
             inputs=partners.sha256(),
         )
         on_event = run.listener(on_event)
-        on_event(Note(f"run: {folder}; {runtime.describe()}; compile {config.compile}"))
+        on_event(Note(f"run: {folder}; {room}"))
+        on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
         names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
         files = FORMATS[config.format](folder, names)
         bank = stack.enter_context(Bank(run, files=files, on_event=on_event))
@@ -110,6 +114,7 @@ def invert(
                     batch = synthesiser.batch(
                         layout.labels(start, stop),
                         generator=generator_for(config.seed, "batch", k),
+                        name=f"batch {k}",
                         on_step=pace.on_step,
                     )
                 predictions = partners.verifiers.predictions(batch.images)

@@ -75,7 +75,7 @@ class Partners:
             compiled=config.compile == "on",
             on_event=on_event,
         )
-        return Synthesiser(objective, seed=config.seed)
+        return Synthesiser(objective, seed=config.seed, on_event=on_event)
 
 
 def _require_alike(student: Classifier, teacher: Classifier) -> None:

@@ -143,6 +143,7 @@ def adaptive(job: Job) -> Tensor:
                         ),
                         generator=generator_for(config.seed, "batch", k),
                         compete=_competes(k, config),
+                        name=f"batch {k}",
                         on_step=_watcher(phase, job),
                     )
                 facts = batch.facts(class_names=card.class_names, predictions={})
@@ -183,7 +184,7 @@ def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:
         compiled=config.compile == "on",
         on_event=job.on_event,
     )
-    return Synthesiser(objective, seed=config.seed)
+    return Synthesiser(objective, seed=config.seed, on_event=job.on_event)
 
 
 def _watcher(phase: str, job: Job) -> OnStep:

@@ -25,10 +25,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkd import checkpoint
-from dreamkd.errors import RunError
+from dreamkd import checkpoint, manifest
+from dreamkd.errors import DataError, RunError
 from dreamkd.events import Event, OnEvent, Progress
-from dreamkd.files import sync_folder, write_atomically
+from dreamkd.files import write_atomically
 
 _PROGRESS_EVERY = 2.0  # seconds between two writes of progress.json
 _FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")  # of checkpoints
@@ -96,20 +96,14 @@ class Run:
                 f"{_short(value)}; choose another --out"
             )
 
+    @property
+    def images(self) -> int:
+        """How many images are there, by the manifest."""
+        return sum({line["batch"]: int(line["count"]) for line in self.lines}.values())
+
     def add_line(self, line: Mapping[str, Any]) -> None:
         """Append one line to the manifest, durably; the shard it names is already in place."""
-        data = (json.dumps(line, sort_keys=True, allow_nan=False) + "\n").encode()
-        path = self.folder / "manifest.jsonl"
-        try:
-            with open(path, "r+b" if path.exists() else "wb") as file:
-                file.seek(_whole_lines(path))  # over a line torn by a crash
-                file.write(data)
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(self.folder)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from error
+        manifest.append(self.folder / "manifest.jsonl", line)
         self.lines.append(dict(line))
 
     def save_state(
@@ -279,20 +273,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _whole_lines(path: Path) -> int:
-    """Length in bytes of the complete lines of a file."""
-    return path.read_bytes().rfind(b"\n") + 1
-
-
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a manifest; a torn last line counts as not written."""
+    """The manifest of a run, whose every line numbers its batch; empty before the first."""
     if not path.exists():
         return []
-    lines = path.read_bytes()[: _whole_lines(path)].splitlines()
     try:
-        entries = [json.loads(line) for line in lines]
-    except (ValueError, RecursionError):
-        entries = [None]
-    if not all(isinstance(e, dict) and isinstance(e.get("batch"), int) for e in entries):
-        raise RunError(f"{path} is damaged; restore it or choose another --out")
-    return entries
+        lines = manifest.read_lines(path)
+    except DataError as error:
+        raise RunError(f"{error}; restore it or choose another --out") from error
+    if not all({"batch", "start"} <= line.keys() for line in lines):
+        raise RunError(f"{path} is not of a run; restore it or choose another --out")
+    return lines

@@ -1,4 +1,4 @@
-"""What the formats of a run's images share: samples, manifest lines, and lossless PNG.
+"""What the formats of a run's images share: samples, and lossless PNG.
 
 The same image gives the same PNG. Reading treats files as hostile: every size is bounded, every PNG
 chunk's CRC is checked.
@@ -14,7 +14,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreamkd.errors import DataError
+from dreamkd.manifest import Shard
 
 #: zlib level of the PNGs. Against level 6 it costs 2 % more bytes on noisy 224-px images, 3 % on
 #: clean 32-px ones and 4 % on clean 224-px ones, and takes 0.93, 0.79 and 0.32 of the time.
@@ -40,23 +40,14 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 _PNG_MODES = {0: "L", 2: "RGB"}  # PNG colour type -> Pillow mode
 
 
-@dataclass(frozen=True)
-class Shard:
-    """What a manifest line holds about one shard: one batch as a run keeps it."""
+#: Bytes of an image's record, label, and what the file system or tar rounds up, at most.
+_OVERHEAD = 8192
 
-    name: str
-    count: int
-    sha256: str  # of the file `name`, which vouches for all of the batch
-    pixels_sha256: str  # of shape, labels and raw pixels, whatever encoder wrote the PNGs
 
-    def to_json(self) -> dict[str, str | int]:
-        """The fields of the shard's manifest line."""
-        return {
-            "shard": self.name,
-            "count": self.count,
-            "sha256": self.sha256,
-            "pixels_sha256": self.pixels_sha256,
-        }
+def room(count: int, shape: tuple[int, int, int]) -> int:
+    """Bytes that `count` images (C, H, W) take on disk, at most: noise does not compress."""
+    channels, height, width = shape
+    return count * (height * (channels * width + 1) * 1001 // 1000 + _OVERHEAD)
 
 
 @dataclass(frozen=True)
@@ -133,44 +124,6 @@ def difference(name: str, samples: Iterable[Sample], shard: Shard) -> DataError:
         f"{name} is not the file that the manifest recorded: {what}; "
         "delete it and run the command that made it again"
     )
-
-
-def read_manifest(path: Path) -> dict[str, Shard]:
-    """The shards that a manifest lists, by file name; a torn last line counts as not written.
-
-    Raises:
-        DataError: the manifest cannot be read or a line is not a shard's.
-    """
-    try:
-        complete = path.read_bytes().rpartition(b"\n")[0]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    shards = {}
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            shard = Shard(
-                entry["shard"], int(entry["count"]), entry["sha256"], entry["pixels_sha256"]
-            )
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DataError(f"{path}: line {number} does not describe a shard") from error
-        shards[shard.name] = shard
-    return shards
-
-
-def numbered(listed: Mapping[str, Shard], names: re.Pattern[str]) -> list[tuple[int, Shard]]:
-    """The shards of a manifest with the numbers of their batches, in order.
-
-    Raises:
-        DataError: one is not called as `names`, whose group is the number, wants it.
-    """
-    found = []
-    for name, shard in listed.items():
-        match = names.fullmatch(name)
-        if match is None:
-            raise DataError(f"the manifest lists {name!r} beside the batches of a run")
-        found.append((int(match[1]), shard))
-    return sorted(found, key=lambda pair: pair[0])
 
 
 def encode(image: Tensor) -> bytes:

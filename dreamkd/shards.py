@@ -20,13 +20,13 @@ from torch import Tensor
 
 from dreamkd.errors import DataError
 from dreamkd.files import make_folders, sha256_file, write_atomically
+from dreamkd.manifest import Shard
 from dreamkd.samples import (
     KEY,
     LABEL_DIGITS,
     PNG_LIMIT,
     RECORD_LIMIT,
     Sample,
-    Shard,
     check_batch,
     check_png,
     difference,

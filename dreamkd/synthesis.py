@@ -19,6 +19,8 @@ from torch import Generator, Tensor
 from dreamkd.augment import View, draw_view, smallest_crop
 from dreamkd.config import ImageConfig
 from dreamkd.engine import check_finite, rate, to_uint8
+from dreamkd.errors import DivergedError
+from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES
 from dreamkd.moments import Moments, blend
 from dreamkd.objective import Average, Objective
@@ -26,6 +28,9 @@ from dreamkd.observation import Observer
 
 #: Steps between two looks at the terms: each look is a host sync.
 LOOK = 25
+
+#: A batch that diverges begins again at half the rate, at most so often.
+RESTARTS = 3
 
 #: Told of every step: its number, steps in all, the newest weighted terms. May raise to stop.
 OnStep = Callable[[int, int, dict[str, float]], None]
@@ -41,6 +46,7 @@ class Batch:
     confidences: Tensor  # float32 (B,): the teacher's probability of the label
     r_feature: float  # of the kept images, unweighted; 0 without batch norm
     r_feature_chance: float  # what as many and as varied images show by chance
+    lr: float  # peak rate: that of the settings, halved at every restart
     terms: dict[str, float]  # weighted terms of the last step
 
     def facts(
@@ -64,6 +70,7 @@ class Batch:
             return round(100 * float((top1 == self.labels).float().mean()), 4)
 
         return {
+            "lr": self.lr,
             "terms": {name: round(value, 6) for name, value in self.terms.items()},
             "r_feature": round(self.r_feature, 4),
             "r_feature_chance": round(self.r_feature_chance, 4),
@@ -75,7 +82,7 @@ class Batch:
 class Synthesiser:
     """Optimises batches of images against one frozen teacher (seed Eq. 2, 7, 9)."""
 
-    def __init__(self, objective: Objective, *, seed: int = 0) -> None:
+    def __init__(self, objective: Objective, *, seed: int = 0, on_event: OnEvent = ignore) -> None:
         """Prepare; nothing on the models is touched before `with`.
 
         Args:
@@ -83,6 +90,7 @@ class Synthesiser:
             seed: of what is learned over batches, by a generator.
         """
         self._objective = objective
+        self._on_event = on_event
         self.teacher, self.config = objective.teacher, objective.config
         self.runtime = objective.runtime
         card, config = self.teacher.card, self.config
@@ -114,17 +122,41 @@ class Synthesiser:
         *,
         generator: Generator,
         compete: bool = True,
+        name: str = "the batch",
         on_step: OnStep | None = None,
     ) -> Batch:
-        """Synthesise one image per label.
+        """Synthesise one image per label; begin again at half the rate if a term diverges.
 
         Args:
             labels: int64 (B,), the class each image should show.
             generator: source of the start and of every view; the batch is a function of it, and,
                 where something is carried from batch to batch, of the batches before.
             compete: whether the rival takes part, if there is one.
-        Raises: DivergedError: a term became NaN or infinite.
+            name: of the batch, in messages.
+        Raises: DivergedError: a term became NaN or infinite, after `RESTARTS` restarts too.
         """
+        lr, start, restarts = float(self.config.image_lr), generator.get_state(), RESTARTS
+        while True:
+            try:
+                return self._batch(labels, generator, lr, compete=compete, name=name, told=on_step)
+            except DivergedError as error:
+                if restarts == 0:
+                    raise
+                lr, restarts = lr / 2, restarts - 1
+                self._on_event(Hint(f"{error.fact}: it begins again at a rate of {lr:g}"))
+                generator.set_state(start)
+
+    def _batch(
+        self,
+        labels: Tensor,
+        generator: Generator,
+        lr: float,
+        *,
+        compete: bool,
+        name: str,
+        told: OnStep | None,
+    ) -> Batch:
+        """One attempt at a batch, at peak rate `lr`; one that diverges leaves nothing behind."""
         config, images = self.config, self._images
         images.begin(len(labels), generator)
         targets = labels.to(self.runtime.device)
@@ -134,7 +166,7 @@ class Synthesiser:
         for factor, steps in stages(config):
             optimizer = self._optimizer()
             for step in range(steps):
-                self._set_rate(optimizer, step, steps)
+                self._set_rate(optimizer, step, steps, peak=lr)
                 view = self._view(len(labels), factor, share=done / total, generator=generator)
                 with self.runtime.autocast():
                     x = images.inputs()
@@ -153,13 +185,13 @@ class Synthesiser:
                     values = loss.terms.tolist()  # host sync
                     names = self._objective.term_names(compete=compete)
                     terms = dict(zip(names, values, strict=True))
-                    check_finite(terms, where=f"image step {done} of {total}")
-                if on_step is not None:
-                    on_step(done, total, terms)
+                    check_finite(terms, where=f"image step {done} of {total} of {name}")
+                if told is not None:
+                    told(done, total, terms)
         with torch.no_grad(), self.runtime.autocast():
             x = images.inputs().detach() if best is None else best.images
-        images.end(lr=float(config.image_lr))
-        return self._finish(x, labels, terms)
+        images.end(lr=lr)
+        return self._finish(x, labels, terms, lr=lr)
 
     @property
     def sequential(self) -> bool:
@@ -194,11 +226,11 @@ class Synthesiser:
         betas = (float(self.config.image_beta1), float(self.config.image_beta2))
         return torch.optim.Adam(self._images.parameters(), betas=betas, fused=True)
 
-    def _set_rate(self, optimizer: torch.optim.Adam, step: int, steps: int) -> None:
+    def _set_rate(self, optimizer: torch.optim.Adam, step: int, steps: int, *, peak: float) -> None:
         warmup = min(int(self.config.image_warmup), steps // 2)
         factor = rate(step, steps, warmup=warmup, schedule=self.config.image_schedule)
         for group in optimizer.param_groups:
-            group["lr"] = float(self.config.image_lr) * factor * group["scale"]
+            group["lr"] = peak * factor * group["scale"]
 
     def _view(self, count: int, factor: int, *, share: float, generator: Generator) -> View:
         """Draw how the network sees each image; `share` of the batch's steps are done."""
@@ -213,7 +245,7 @@ class Synthesiser:
         )
         return view.to(self.runtime.device)
 
-    def _finish(self, x: Tensor, labels: Tensor, terms: dict[str, float]) -> Batch:
+    def _finish(self, x: Tensor, labels: Tensor, terms: dict[str, float], *, lr: float) -> Batch:
         """Round the images as they will be stored, look at those, and remember their statistics."""
         card, momentum = self.teacher.card, self._momentum
         images = to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu()
@@ -228,6 +260,7 @@ class Synthesiser:
             confidences=seen.confidences,
             r_feature=seen.r_feature,
             r_feature_chance=seen.r_feature_chance,
+            lr=lr,
             terms=terms,
         )
 

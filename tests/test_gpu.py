@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import models
+from dreamkd import manifest, models
 from dreamkd.distillation import distill
 from dreamkd.inversion import invert
-from dreamkd.samples import read_manifest
 from tests.conftest import distill_config, invert_config
 
 pytestmark = [
@@ -25,7 +24,7 @@ def test_invert_on_a_gpu(tmp_path: Path, precision: str) -> None:
     result = invert(config)
     assert result.images == 40
     assert result.teacher_top1 > 50
-    assert len(read_manifest(tmp_path / "run" / "manifest.jsonl")) == 2
+    assert len(manifest.read(tmp_path / "run" / "manifest.jsonl")) == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

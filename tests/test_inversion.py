@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from dreamkd import samples, shards
+from dreamkd import manifest, shards
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
 from dreamkd.events import Event, Progress
@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_a_folder_of_shards_that_its_manifest_vouches_for(whole: Path) -> None:
-    lines = samples.read_manifest(whole / "manifest.jsonl")
+    lines = manifest.read(whole / "manifest.jsonl")
     assert sorted(lines) == ["shard-000000.tar", "shard-000001.tar"]
     labels = []
     for name, shard in lines.items():
@@ -125,7 +125,7 @@ def test_class_folders_hold_the_images_of_the_shards(whole: Path, whole_folders:
     for (image, label, record), (same_image, same_label, same_record) in pairs:
         assert torch.equal(image, same_image)
         assert (label, record) == (same_label, same_record)
-    lines = [samples.read_manifest(f / "manifest.jsonl").values() for f in (whole, whole_folders)]
+    lines = [manifest.read(f / "manifest.jsonl").values() for f in (whole, whole_folders)]
     assert [s.pixels_sha256 for s in lines[0]] == [s.pixels_sha256 for s in lines[1]]
     sheets = [(f / "contact-sheet.png").read_bytes() for f in (whole, whole_folders)]
     assert sheets[0] == sheets[1]

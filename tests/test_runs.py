@@ -79,19 +79,6 @@ def test_a_second_writer_is_refused_and_a_dead_one_forgotten(folder: Path) -> No
         assert run.resolved == RESOLVED
 
 
-def test_a_torn_manifest_line_counts_as_not_written(folder: Path) -> None:
-    with open_run(folder) as run:
-        run.add_line({"batch": 0})
-        run.add_line({"batch": 1})
-    path = folder / "manifest.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-4])
-    with open_run(folder) as run:
-        assert run.lines == [{"batch": 0}]
-        run.add_line({"batch": 1})
-    assert path.read_bytes() == whole
-
-
 def test_state_comes_back_to_the_bit(folder: Path) -> None:
     tensors = {"w": torch.randn(3, 4), "n": torch.tensor(7)}
     with open_run(folder) as run:

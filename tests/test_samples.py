@@ -1,9 +1,7 @@
-"""Samples: one PNG per image, whoever wrote it, and the manifest that lists them."""
+"""Samples: one PNG per image, whoever wrote it."""
 
-import json
 import struct
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -51,14 +49,3 @@ def test_a_png_that_does_not_decode_is_refused() -> None:
     png = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
     with pytest.raises(DataError, match="batch 7 is damaged"):
         samples.decode(png, name="batch 7")
-
-
-def test_the_manifest_is_read_up_to_a_torn_line(tmp_path: Path) -> None:
-    shard = samples.Shard("shard-000000.tar", 2, "0" * 64, "1" * 64)
-    manifest = tmp_path / "manifest.jsonl"
-    line = json.dumps(shard.to_json() | {"batch": 0}) + "\n"
-    manifest.write_text(line + line.replace("000000.tar", "000001.tar")[:-9])
-    assert samples.read_manifest(manifest) == {"shard-000000.tar": shard}
-    manifest.write_text(line + '{"shard": "x"}\n')
-    with pytest.raises(DataError, match=r"manifest\.jsonl: line 2 does not describe a shard"):
-        samples.read_manifest(manifest)

@@ -1,15 +1,18 @@
 """One batch of images: what it optimises, what it leaves alone, what it reports."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from dreamkd import models
+from dreamkd import models, synthesis
 from dreamkd.config import settle
-from dreamkd.engine import Runtime, frozen, normalise, to_uint8, twin
+from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8, twin
 from dreamkd.errors import DivergedError, NoBatchNormError
+from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.models import Card, Classifier
 from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
@@ -19,7 +22,12 @@ from tests.conftest import invert_config
 LABELS = torch.arange(20) % 10
 
 
-def synthesise(teacher: Classifier, rival: Rival | None = None, **given: object) -> Batch:
+def synthesise(
+    teacher: Classifier,
+    rival: Rival | None = None,
+    on_event: OnEvent = ignore,
+    **given: object,
+) -> Batch:
     statistics = given.pop("statistics", True)
     config = settle(invert_config(**given), input_size=teacher.card.input_size)
     config = replace(config, image_chunk=len(LABELS)) if config.image_chunk == "auto" else config
@@ -27,7 +35,7 @@ def synthesise(teacher: Classifier, rival: Rival | None = None, **given: object)
     objective = Objective(
         teacher, config, runtime=Runtime.settle(config), statistics=bool(statistics), rival=rival
     )
-    with Synthesiser(objective) as synthesiser:
+    with Synthesiser(objective, on_event=on_event) as synthesiser:
         return synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
 
 
@@ -123,9 +131,32 @@ def test_models_are_left_as_they_were(digits: Classifier) -> None:
         module.eval()
 
 
-def test_divergence_names_term_and_step(digits: Classifier) -> None:
-    with pytest.raises(DivergedError, match=r"\w+ became (nan|inf) at image step \d+ of 30"):
+def test_divergence_names_term_step_and_batch(digits: Classifier) -> None:
+    with pytest.raises(DivergedError) as caught:
         synthesise(digits, image_lr=1e30, clip="off", image_steps=30)
+    fact = r"\w+ became (nan|inf) at image step 25 of 30 of the batch"
+    assert re.fullmatch(fact, caught.value.fact)
+
+
+@pytest.mark.parametrize("images", ["pixels", "generator"])
+def test_a_batch_that_diverges_begins_again_at_half_the_rate(
+    digits: Classifier, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the lower rate had been asked for; what is carried on is untouched by the failure."""
+    wanted = synthesise(digits, images=images, image_lr=0.025, image_steps=30)
+    bad = [{"ce": math.nan}] * 2
+
+    def check(terms: dict[str, float], *, where: str) -> None:
+        check_finite(bad.pop() if bad else terms, where=where)
+
+    monkeypatch.setattr(synthesis, "check_finite", check)
+    heard: list[Event] = []
+    batch = synthesise(digits, images=images, image_lr=0.1, image_steps=30, on_event=heard.append)
+    assert torch.equal(batch.images, wanted.images)
+    assert batch.summary(predictions={})["lr"] == 0.025
+    assert [type(event) for event in heard] == [Hint, Hint]
+    line = "ce became nan at image step 25 of 30 of the batch: it begins again at a rate of 0.05"
+    assert heard[0] == Hint(line)
 
 
 def test_r_feature_without_batch_norm_is_refused() -> None:

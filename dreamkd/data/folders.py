@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from dreamkd import samples, shards
+from dreamkd import manifest, shards
 from dreamkd.data.pictures import FORMS, Entry, PictureFiles, read
 from dreamkd.errors import DataError
 from dreamkd.imagefolder import Folders
@@ -72,7 +72,7 @@ def _open_run_of_folders(run: Path) -> PictureFiles:
         DataError: an image is not as the manifest says, or is none of the run's.
     """
     files, path = Folders(run), run / "manifest.jsonl"
-    listed = samples.read_manifest(path) if path.is_file() else {}
+    listed = manifest.read(path) if path.is_file() else {}
     if not listed:
         raise DataError(f"{run} holds no images yet; run the command that makes them again")
     for found in sorted(files.records.glob("[!.]*")):
@@ -81,7 +81,7 @@ def _open_run_of_folders(run: Path) -> PictureFiles:
                 f"{found} is not in {path}; if the run was interrupted, run the same command again"
             )
     entries = []
-    for k, shard in samples.numbered(listed, files.names):
+    for k, shard in manifest.numbered(listed, files.names):
         files.verify(k, shard)
         entries += [Entry(p.path, 0, p.path.stat().st_size, p.label, "") for p in files.pictures(k)]
     foreign = set(_picture_files(files.images)) - {entry.path for entry in entries}
@@ -153,14 +153,14 @@ def _check_manifests(tars: Sequence[Path]) -> str:
     Raises:
         DataError: a tar is not the one that the manifest lists.
     """
-    manifests: dict[Path, dict[str, samples.Shard]] = {}
+    manifests: dict[Path, dict[str, manifest.Shard]] = {}
     for tar in tars:
         run = tar.parent.parent if tar.parent.name == "shards" else tar.parent
         path = run / "manifest.jsonl"
         if not path.is_file():
             continue
         if path not in manifests:
-            manifests[path] = samples.read_manifest(path)
+            manifests[path] = manifest.read(path)
         if tar.name not in manifests[path]:
             raise DataError(
                 f"{tar} is not in {path}; if the run was interrupted, run the same command again"

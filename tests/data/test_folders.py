@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreamkd import samples, shards
+from dreamkd import manifest, shards
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.data import preprocessing as preprocessing_module
 from dreamkd.errors import DataError
@@ -125,7 +125,7 @@ def test_webdataset_labels_from_cls_or_json(tmp_path, form):
     assert stack(images)[1].tolist() == [7, 9]
 
 
-def write_run(folder: Path, count: int = 2) -> list[samples.Shard]:
+def write_run(folder: Path, count: int = 2) -> list[manifest.Shard]:
     (folder / "shards").mkdir(parents=True)
     written = []
     for k in range(count):

@@ -1,0 +1,69 @@
+"""The manifest: whole lines only, and nothing in it taken for granted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamkd import manifest
+from dreamkd.errors import DataError, RunError
+
+SHARD = manifest.Shard("shard-000000.tar", 2, "0" * 64, "1" * 64)
+LINE = SHARD.to_json() | {"batch": 0, "start": 0}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "manifest.jsonl"
+
+
+def test_a_torn_line_counts_as_not_written_and_is_overwritten(path: Path) -> None:
+    manifest.append(path, LINE)
+    manifest.append(path, LINE | {"shard": "shard-000001.tar", "batch": 1})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    assert manifest.read_lines(path) == [LINE]
+    manifest.append(path, LINE | {"shard": "shard-000001.tar", "batch": 1})
+    assert path.read_bytes() == whole
+
+
+def test_the_last_line_about_a_shard_counts(path: Path) -> None:
+    manifest.append(path, LINE | {"sha256": "2" * 64})
+    manifest.append(path, LINE)
+    assert manifest.read(path) == {SHARD.name: SHARD}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard": None},
+        {"count": 2.0},
+        {"count": True},
+        {"count": -1},
+        {"count": 2**48},
+        {"batch": "0"},
+        {"start": None},
+        {"sha256": "0" * 63},
+        {"sha256": "G" * 64},
+        {"pixels_sha256": 0},
+    ],
+)
+def test_a_line_that_describes_no_shard_is_refused(path: Path, change: dict[str, Any]) -> None:
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps({**LINE, **change}) + "\n")
+    with pytest.raises(DataError, match=r"manifest\.jsonl: line 2 does not describe a shard"):
+        manifest.read(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\udcff"])
+def test_what_is_no_line_at_all_is_refused(path: Path, text: str) -> None:
+    path.write_bytes(text.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(DataError, match="line 1 does not describe a shard"):
+        manifest.read(path)
+
+
+def test_a_manifest_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        manifest.read(tmp_path)
+    with pytest.raises(RunError, match="cannot write"):
+        manifest.append(tmp_path / "missing" / "manifest.jsonl", LINE)
