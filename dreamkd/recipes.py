@@ -63,7 +63,7 @@ class Job:
 
     def resume(self) -> None:
         """Continue from the saved state, if there is one."""
-        saved = self.run.load_state(self.name)
+        saved = self.run.load_state(self.name, on_event=self.on_event)
         if saved is not None:
             self.training.restore(*saved)
             self.seconds = float(saved[1]["synthesis_seconds"])

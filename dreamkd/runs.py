@@ -25,9 +25,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkd import checkpoint, manifest
-from dreamkd.errors import DataError, RunError
-from dreamkd.events import Event, OnEvent, Progress
+from dreamkd import manifest, states
+from dreamkd.errors import DataError, ModelError, RunError
+from dreamkd.events import Event, Hint, OnEvent, Progress, ignore
 from dreamkd.files import write_atomically
 
 _PROGRESS_EVERY = 2.0  # seconds between two writes of progress.json
@@ -110,16 +110,24 @@ class Run:
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> None:
         """Replace `state-NAME.safetensors`; `facts` are JSON values beside the tensors."""
-        path = self.folder / f"state-{name}.safetensors"
-        checkpoint.write(path, dict(tensors), {"facts": json.dumps(facts, sort_keys=True)})
+        states.write(self._state(name), tensors, facts)
 
-    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest saved state of that name, or None."""
-        path = self.folder / f"state-{name}.safetensors"
-        if not path.exists():
+    def load_state(
+        self, name: str, *, on_event: OnEvent = ignore
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest saved state of that name; None if there is none, or only a damaged one.
+
+        What a state held can be made again: damage costs time, and is told to `on_event`.
+        """
+        path = self._state(name)
+        try:
+            return states.read(path) if path.exists() else None
+        except ModelError as error:
+            on_event(Hint(f"{error}; what it held is made again"))
             return None
-        saved = checkpoint.read(path)
-        return saved.state, json.loads(saved.metadata["facts"])
+
+    def _state(self, name: str) -> Path:
+        return self.folder / f"state-{name}.safetensors"
 
     def begin(self) -> None:
         """Work begins: what an earlier end said no longer holds."""

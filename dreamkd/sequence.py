@@ -28,7 +28,7 @@ def outstanding(
     """
     if not synthesiser.sequential:
         return [k for k, there in enumerate(held) if not there]
-    saved = run.load_state(_STATE)
+    saved = run.load_state(_STATE, on_event=on_event)
     following = 0 if saved is None else int(saved[1]["next"])
     if not all(held[:following]):
         on_event(Hint("a lost batch needs those before it: all are made again"))

@@ -103,6 +103,28 @@ def test_the_generator_recipe_continues_to_the_same_bytes(tmp_path: Path, polls:
     assert (resolved["images"], resolved["competition_loss"]) == ("generator", "kl")
 
 
+@pytest.mark.parametrize("damage", ["bit", "cut", "facts"])
+def test_a_damaged_state_is_named_and_made_again(whole: Path, tmp_path: Path, damage: str) -> None:
+    left = iter([False] * 20 + [True])
+    config = distill_config(out=str(tmp_path / "run"), eval_data="sklearn:digits")
+    with pytest.raises(Stopped):
+        distill(config, should_stop=lambda: next(left))
+    path = tmp_path / "run" / "state-student.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "bit":
+        data[-1000] ^= 1
+    elif damage == "cut":
+        del data[-1000:]
+    else:
+        data = data.replace(b'"sha256"', b'"sha257"')
+    path.write_bytes(data)
+    events: list[Event] = []
+    distill(config, on_event=events.append)
+    hints = [event.text for event in events if isinstance(event, Hint)]
+    assert any("state-student" in text and "made again" in text for text in hints)
+    assert facts(tmp_path / "run") == facts(whole)
+
+
 def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = distill_config(out=str(folder), eval_data="sklearn:digits")

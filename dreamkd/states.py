@@ -1,0 +1,39 @@
+"""A network in training, on disk: tensors, and JSON values beside them; it vouches for itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamkd import checkpoint
+from dreamkd.errors import ModelError
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write safetensors in one atomic step; equal content gives equal bytes.
+
+    Raises: RunError: the file cannot be written; its old content is untouched.
+    """
+    text = json.dumps(facts, sort_keys=True)
+    checkpoint.write(path, tensors, {"facts": text, "sha256": _sha256(tensors, text)})
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write` was given, to the bit.
+
+    Raises: ModelError: it is not what was written.
+    """
+    saved = checkpoint.read(path)
+    text = saved.metadata.get("facts", "")
+    if saved.metadata.get("sha256") != _sha256(saved.state, text):
+        raise ModelError(f"{path} is damaged")
+    return saved.state, json.loads(text)
+
+
+def _sha256(tensors: Mapping[str, Tensor], facts: str) -> str:
+    return hashlib.sha256(f"{checkpoint.sha256(tensors)} {facts}".encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""Kill -9 at random moments, the same command again: every end equals the uninterrupted run.
+
+    python -m tests.reliability.kills --invert 100 --distill 50
+
+Half of the kills come at a random time after the run folder appeared, half right after a random one
+of the changes in it, which is where files are written. A killed run is continued, and possibly
+killed again, until it ends; its files are compared and a fresh run begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.benchmarks.environment import describe
+
+COMMON = "--threads 1 --precision fp32 --compile off --quiet"
+INVERT = f"invert digits_resnet14 --per-class 12 --image-steps 60 --image-batch-size 20 {COMMON}"
+DISTILL = (
+    "distill --teacher digits_resnet14 --student cifar_resnet8 --first-batches 2 --rounds 3 "
+    f"--image-steps 30 --image-batch-size 20 --steps 200 --batch-size 32 {COMMON}"
+)
+#: By a name whose last word is the option of `main`.
+JOBS = {
+    "invert": INVERT,
+    "invert --format folder": f"{INVERT} --format folder",
+    "invert --images generator": INVERT.replace("--image-steps 60", "--images generator"),
+    "distill": DISTILL,
+}
+
+#: Seconds between two looks at the folder, and the longest that any of these runs may take.
+_LOOK, _LIMIT = 0.002, 300.0
+
+
+def start(command: str, out: Path) -> subprocess.Popen[bytes]:
+    """The command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dreamkd.cli", *command.split(), "--out", str(out)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    """Wait for success."""
+    output, _ = process.communicate(timeout=_LIMIT)
+    assert process.returncode == 0, output.decode()
+
+
+def facts(folder: Path) -> dict[str, bytes]:
+    """What must come out the same; nothing else may lie in the folders of the images."""
+    names = ("manifest.jsonl", "resolved.json", "student.safetensors", "state-images.safetensors")
+    files = [path for name in names if (path := folder / name).exists()]
+    files += [
+        path
+        for name in ("shards", "images", "records")
+        for path in (folder / name).rglob("*")
+        if path.is_file()
+    ]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@dataclass
+class Tally:
+    """What happened in a hunt."""
+
+    whole_seconds: float  # of the uninterrupted run
+    kills: int = 0
+    ends: int = 0  # runs that came to their end and were compared
+    changes: list[int] = field(default_factory=list)  # made by each killed process
+
+
+def hunt(command: str, folder: Path, *, kills: int, seed: int = 0) -> Tally:
+    """Kill runs of `command` below `folder` so many times.
+
+    Raises: AssertionError: a run failed, or ended in other files than the uninterrupted one.
+    """
+    draws = random.Random(seed)
+    began = time.monotonic()
+    process, whole = start(command, folder / "whole"), folder / "whole"
+    appeared = _watch(process, whole, until=lambda changes, _: changes > 0)
+    before = time.monotonic() - began
+    changes = appeared + _watch(process, whole, until=lambda *_: False)
+    finish(process)
+    tally = Tally(time.monotonic() - began)
+    while tally.kills < kills:
+        run = folder / f"run-{tally.ends}"
+        process = start(command, run)
+        if draws.random() < 0.5:
+            moment = draws.uniform(before, tally.whole_seconds)
+            seen = _watch(process, run, until=lambda _, seconds, at=moment: seconds > at)
+        else:
+            number = draws.randint(1, changes)
+            seen = _watch(process, run, until=lambda changes, _, at=number: changes >= at)
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+            tally.kills += 1
+            tally.changes.append(seen)
+            if tally.kills < kills:
+                continue
+            process = start(command, run)
+        finish(process)
+        assert facts(run) == facts(whole), f"{run} differs from {whole}"
+        tally.ends += 1
+    return tally
+
+
+def _watch(
+    process: subprocess.Popen[bytes], folder: Path, *, until: Callable[[int, float], bool]
+) -> int:
+    """Count changes of the names in `folder` until the process ends or `until` says so.
+
+    Args: until: of the changes so far and the seconds since the call.
+    """
+    began, changes = time.monotonic(), 0
+    before: set[str] = set()
+    while process.poll() is None and not until(changes, time.monotonic() - began):
+        time.sleep(_LOOK)
+        after = {str(path) for path in folder.rglob("*")}
+        changes += after != before
+        before = after
+        assert time.monotonic() - began < _LIMIT
+    return changes
+
+
+def main() -> None:
+    """Print one row for each job."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, command in JOBS.items():
+        parser.add_argument(f"--{name.split()[-1]}", type=int, default=0, help=command)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = vars(parser.parse_args())
+    print(f"{describe()}\n\n| job | kills | of these before the first file | ends, all identical |")
+    print("| --- | --- | --- | --- |")
+    for name, command in JOBS.items():
+        kills = arguments[name.split()[-1]]
+        if kills:
+            with tempfile.TemporaryDirectory() as folder:
+                tally = hunt(command, Path(folder), kills=kills, seed=arguments["seed"])
+            early = sum(changes == 0 for changes in tally.changes)
+            print(f"| `{name}` | {tally.kills} | {early} | {tally.ends} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
