@@ -82,7 +82,7 @@ def settled(config: Config, teacher: Classifier) -> Config:
     """
     if isinstance(config, DistillConfig):
         config = replace(config, budget_minutes=None)  # it becomes rounds and steps, measured
-    decided = settle(config, input_size=teacher.card.input_size)
+    decided = settle(config, input_size=teacher.card.input_size, std=teacher.card.std)
     alike = batchnorm.layers(teacher.module) and _runs(teacher, factor=coarsest(decided))
     if not config.stages and not alike:
         # A transformer does not run at half its size, or is another network there.

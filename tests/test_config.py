@@ -182,6 +182,24 @@ def test_auto_is_settled_by_preset_and_size(
 
 
 @pytest.mark.parametrize(
+    ("side", "std", "want"),
+    [
+        (224, (0.229, 0.224, 0.225), {"image_lr": 0.25, "tv_l2": 1.23e-3}),
+        (224, (0.452, 0.452, 0.452), {"image_lr": 0.125, "tv_l2": 2.46e-3}),
+        (32, (0.452, 0.452, 0.452), {"image_lr": 0.1, "tv_l2": 4e-4}),
+    ],
+)
+def test_from_64_px_rates_and_priors_mean_the_same_whatever_the_normalisation(
+    side: int, std: tuple[float, ...], want: dict[str, float]
+) -> None:
+    """Normalised with twice the deviation, images have half the numbers."""
+    settled = settle(ImageConfig(preset="paper"), input_size=(3, side, side), std=std)
+    assert {name: getattr(settled, name) for name in want} == want
+    given = settle(ImageConfig(image_lr=0.3), input_size=(3, side, side), std=std)
+    assert given.image_lr == 0.3
+
+
+@pytest.mark.parametrize(
     ("side", "given", "recipe", "images"),
     [
         (16, {}, "adaptive", "pixels"),

@@ -76,7 +76,10 @@ def test_pixels_start_from_the_noise_that_is_asked_for() -> None:
         images.begin(2, generator())
         starts[start] = images.inputs().detach()
     assert torch.equal(starts["white"], torch.randn(2, 3, 12, 10, generator=generator()))
-    assert torch.equal(starts["pink"], pink(starts["white"]))
+    pinked = pink(starts["white"])
+    assert torch.equal(starts["pink"][:, :2], pinked[:, :2])
+    # The last channel is divided by 0.3: 0.25 of the pixels' range is 0.25 / 0.3 there.
+    torch.testing.assert_close(starts["pink"][:, 2], pinked[:, 2] * 0.25 / 0.3)
 
 
 def test_a_pyramid_has_a_level_for_each_power_of_two() -> None:

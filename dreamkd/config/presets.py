@@ -5,6 +5,7 @@ Weights of norms are per image (see docs/method.md for how the published ones co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -118,6 +119,13 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     },
 }
 
+#: Standard deviation by which ImageNet's pixels are mostly divided, mean of its channels. Rates and
+#: priors of the last column are of pixels so divided.
+USUAL_STD = 0.226
+
+#: What is in units of normalised pixels, and the power of the unit in it.
+_UNITS = {"image_lr": 1, "tv_l1": -1, "tv_l2": -1, "l2": -1}
+
 #: What other images than pixels need instead, whatever the preset and the size.
 OTHER_IMAGES: dict[str, dict[str, Any]] = {
     "pyramid": {"stages": (1,), "image_lr": 0.1, "tv_l1": 0.0, "tv_l2": 0.0},
@@ -150,8 +158,13 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
+def settle(
+    config: Config, *, input_size: tuple[int, int, int], std: Sequence[float] = (USUAL_STD,)
+) -> Config:
     """Replace every `auto` of the images, and of a student's schedule, by its value.
+
+    Args:
+        input_size: (C, H, W) of the model. std: what it divides pixels in [0, 1] by.
 
     What has no effect stays `auto`, and so does a weight of R_feature that is to be calibrated. The
     table gives `jitter` as a share of the image; here it becomes pixels, at least one. Warm-ups are
@@ -166,6 +179,8 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     if config.images == AUTO:
         values["images"] = "generator" if recipe == "generator" else "pixels"
     values |= OTHER_IMAGES.get(values["images"], {})
+    if side >= SIZES[-1] and values["images"] != "generator":
+        values |= _converted(values, USUAL_STD * len(std) / sum(std))
     if getattr(config, "optimizer", "sgd") == "adamw":
         values["lr"] = 1e-3
     values["jitter"] = max(1, round(values["jitter"] * side))
@@ -181,6 +196,11 @@ def settle(config: Config, *, input_size: tuple[int, int, int]) -> Config:
     idle = replace(config, images=values["images"]).idle()
     open_ = values.keys() & (wanted.keys() - given.keys() - idle.keys())
     return replace(config, **{name: values[name] for name in open_ if values[name] is not None})
+
+
+def _converted(values: dict[str, Any], unit: float) -> dict[str, Any]:
+    """Rates and priors that mean the same where a normalised pixel is `unit` times the usual."""
+    return {name: float(f"{values[name] * unit**power:.3g}") for name, power in _UNITS.items()}
 
 
 def _recipe(config: ImageConfig, *, side: int) -> str:

@@ -9,6 +9,9 @@ from torch import Generator, Tensor
 
 from dreamkd.images.parameterisation import Images
 
+#: Standard deviation of a photograph's pixels, in [0, 1].
+_CONTRAST = 0.25
+
 
 class Pixels(Images):
     """The pixels themselves, in normalised units, from Gaussian noise (seed section 2.1).
@@ -16,7 +19,8 @@ class Pixels(Images):
         x ~ N(0, 1),  (B, C, H, W)
 
     `start` is the spectrum of the noise: `white` as published, or `pink`, whose amplitude falls as
-    1 / f as that of photographs does, so that fewer steps go into removing what no image has.
+    1 / f as that of photographs does, so that fewer steps go into removing what no image has. Pink
+    noise deviates by at most a quarter of the pixels' range, again as photographs do.
     """
 
     x: Tensor
@@ -25,7 +29,7 @@ class Pixels(Images):
         """Draw the noise on the CPU: the same start on every device."""
         noise = torch.randn((count, *self.size), generator=generator)
         if self.start == "pink":
-            noise = pink(noise)
+            noise = pink(noise) * (_CONTRAST / self.range.std.cpu()).clamp_max(1)
         noise = noise.to(self.device, memory_format=torch.channels_last)
         self.x = noise.requires_grad_()
         self.project()
