@@ -7,6 +7,7 @@ wrong options are instant.
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from dreamkd.cli.options import ordered
 from dreamkd.cli.streams import document, write_result
 from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfig
 from dreamkd.errors import DreamkdError
-from dreamkd.events import Note, OnEvent
+from dreamkd.events import Hint, Note, OnEvent
 
 if TYPE_CHECKING:
     from dreamkd.data import Preprocessing
@@ -45,6 +46,7 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
     Raises: DreamkdError: what the workflow raises, or what its result amounts to.
     """
     with _silent(config.quiet), display(quiet=config.quiet) as on_event:
+        _require_usable_cache(on_event)
         if config.verbose:
             for field in ordered(type(config)):
                 on_event(Note(f"{field.name} = {getattr(config, field.name)}"))
@@ -131,6 +133,24 @@ def _silent(quiet: bool) -> Iterator[None]:
         if quiet:
             warnings.simplefilter("ignore")
         yield
+
+
+def _require_usable_cache(on_event: OnEvent) -> None:
+    """Leave the compiler's cache where torch puts it by itself if it cannot be where it should.
+
+    torch makes the folder when it is imported, and cannot be imported where that fails.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if folder is None:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        on_event(Hint(f"TORCHINDUCTOR_CACHE_DIR {folder} cannot be written; the default is used"))
 
 
 RUN: dict[str, Callable[..., Answer]] = {
