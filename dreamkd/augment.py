@@ -228,15 +228,16 @@ def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generato
     return _take(images, rows, columns)
 
 
-def cut_mix(images: Tensor, *, generator: Generator | None) -> Tensor:
+def cut_mix(images: Tensor, *, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """Paste a box of another image of the batch into each (CutMix, Yun et al. 2019).
 
     Its share of the area is uniform in [0, 1], its centre anywhere, and what lies outside is lost.
-    No label is mixed: distillation asks the teacher about what the student sees.
+    Distillation needs no more: it asks the teacher about what the student sees.
 
     Args:
         images: (B, C, H, W), any dtype.
-    Returns: the same shape and dtype.
+    Returns: images of the same shape and dtype; the index (B,) of the other image of each; its
+        share (B,) of the area.
     """
     batch, _, height, width = images.shape
     others = torch.randperm(batch, generator=generator)
@@ -247,7 +248,8 @@ def cut_mix(images: Tensor, *, generator: Generator | None) -> Tensor:
         for length, centre in ((height, down), (width, right))
     )
     box = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
-    return torch.where(box, images[others.to(images.device)], images)
+    others = others.to(images.device)
+    return torch.where(box, images[others], images), others, box.float().mean((1, 2, 3))
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ from dreamkd.models import Classifier
 from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
-from dreamkd.training import Training
+from dreamkd.training import Examples, Training
 
 #: Steps that are timed, of the student and of an image batch.
 _STUDENT_STEPS, _IMAGE_STEPS = 16, 12
@@ -135,12 +135,14 @@ def _student(
     config: DistillConfig, teacher: Classifier, student: Classifier, *, runtime: Runtime
 ) -> tuple[float, float]:
     """Seconds that are paid once, and of a step."""
-    images = torch.zeros((int(config.batch_size), *teacher.card.input_size), dtype=torch.uint8)
+    count = int(config.batch_size)
+    blank = torch.zeros((count, *teacher.card.input_size), dtype=torch.uint8)
+    examples = Examples(blank, torch.zeros(count, dtype=torch.int64))
     began = _now(runtime)
     with Training(_copy(student), teacher, config, runtime=runtime) as training:
-        training.advance(images, until=1)
+        training.advance(examples, until=1)
         first = _now(runtime)
-        training.advance(images, until=1 + _STUDENT_STEPS)
+        training.advance(examples, until=1 + _STUDENT_STEPS)
         step = (_now(runtime) - first) / _STUDENT_STEPS
     return max(0.0, first - began - step), step
 

@@ -22,14 +22,15 @@ from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import Runtime, time_limit
-from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
+from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.files import require_room
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
-from dreamkd.partners import load_partner
+from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
+from dreamkd.training import Examples
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64
@@ -48,6 +49,8 @@ class Distillation:
     student_top1: float | None
     noise_top1: float | None  # the same student, trained on noise for the same steps
     agreement: float | None  # of student and teacher
+    best_top1: float | None  # the student's best while it learned: chosen by these data, no result
+    best_step: int | None
     eval_source: str | None
     images: int
     image_source: str
@@ -55,6 +58,7 @@ class Distillation:
     data_free: bool
     synthesis_seconds: float
     student_seconds: float  # without the baseline's
+    curve: list[dict[str, float]]  # the student while it learned: step, images, top1, seconds
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -92,9 +96,7 @@ def distill(
     if recipe != "offline":
         source = prior or teacher
         batchnorm.require_statistics(source.module, name=source.card.architecture)
-    _advise(config.student, teacher, on_event)
-    student = _fresh(config, teacher)
-    on_event(Note(f"student: {student.card.source}"))
+    student = starting_student(config, teacher, on_event=on_event)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
     try_out(teacher, factor=coarsest(settled(config, teacher)))
@@ -104,6 +106,7 @@ def distill(
     inputs = {
         "data_pixels_sha256": data and samples.pixels_sha256(data.images, data.labels.tolist()),
         "bn_prior_sha256": prior and prior.sha256(),
+        "student_sha256": student.sha256(),
     }
     plan = partial(
         fit,
@@ -138,24 +141,27 @@ def distill(
             teacher=teacher,
             student=student,
             prior=prior,
-            given=data.images if data else None,
+            given=data and data.examples,
+            measured=labelled and labelled.examples,
             on_event=on_event,
             should_stop=should_stop,
         )
-        images = RECIPES[recipe](job)
+        examples = RECIPES[recipe](job)
         with runtime.active():
-            student = job.training.result(images)
-        data_free = data is None or _is_synthetic(str(config.data))
+            student = job.training.result(examples)
+        synthetic = data is None or _is_synthetic(str(config.data))
+        data_free = synthetic and student.card.data_free
         saved = _save(job, student, data_free=data_free)
         baseline = None
         if _wants_baseline(config, teacher):
-            other = replace(job, name="noise", student=_fresh(config, teacher))
-            noise = on_noise(other, count=len(images))
+            again = starting_student(config, teacher)
+            other = replace(job, name="noise", student=again, measured=None)
+            noise = on_noise(other, count=len(examples.images))
             with runtime.active():
                 baseline = other.training.result(noise)
         with runtime.active():
-            result = _accuracies(teacher, student, baseline, labelled) | {
-                "images": len(images),
+            result = _accuracies(teacher, student, baseline, labelled, job.curve) | {
+                "images": len(examples.images),
                 "image_source": data.source if data else f"made from {config.teacher}",
                 "steps": int(config.steps),
                 "data_free": data_free,
@@ -186,40 +192,17 @@ def _room(config: DistillConfig, student: Classifier, *, made: int) -> int:
     return samples.room(max(0, wanted), student.card.input_size) + weights * (2 * copies + 1)
 
 
-def _fresh(config: DistillConfig, teacher: Classifier) -> Classifier:
-    """The student at step 0, which sees pictures as the teacher does."""
-    card = teacher.card
-    student = models.create(
-        config.student,
-        num_classes=card.num_classes,
-        input_size=card.input_size,
-        mean=card.mean,
-        std=card.std,
-        class_names=card.class_names,
-        seed=config.seed,
-    )
-    seen = replace(student.card, interpolation=card.interpolation, crop_pct=card.crop_pct)
-    return replace(student, card=seen)
-
-
-def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
-    """An ImageNet network shrinks a small image to nothing before its first block."""
-    side = max(teacher.card.input_size[1:])
-    architecture = models.resolve(student)
-    built_for = max(architecture.defaults().input_size[1:])
-    if side > _SMALL or built_for <= 2 * _SMALL:
-        return
-    better = f"cifar_{architecture.name}"
-    hint = f"; {better} is made for it" if better in models.all_names() else ""
-    on_event(Hint(f"{student} is built for {built_for} px and the images have {side}{hint}"))
-
-
 class Labelled(NamedTuple):
     """A data set in memory."""
 
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor  # int64 (N,)
     source: str
+
+    @property
+    def examples(self) -> Examples:
+        """Without their source."""
+        return Examples(self.images, self.labels)
 
 
 def _read(spec: str | None, teacher: Classifier, *, crop_pct: float) -> Labelled | None:
@@ -272,19 +255,27 @@ def _save(job: Job, student: Classifier, *, data_free: bool) -> Path:
 
 
 def _accuracies(
-    teacher: Classifier, student: Classifier, baseline: Classifier | None, data: Labelled | None
+    teacher: Classifier,
+    student: Classifier,
+    baseline: Classifier | None,
+    data: Labelled | None,
+    curve: list[dict[str, float]],
 ) -> dict[str, Any]:
     """Percent on the evaluation data, which trained nothing; None where there is none."""
     if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
-        return dict.fromkeys(names)
+        return dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
     images, labels, source = data
     found = measure(student, images, labels, teacher=teacher)
     noise = measure(baseline, images, labels) if baseline else None
+    best = max(curve, key=lambda point: point["top1"], default=None)
     return {
         "teacher_top1": measure(teacher, images, labels).top1,
         "student_top1": found.top1,
         "noise_top1": noise.top1 if noise else None,
         "agreement": found.agreement,
+        "best_top1": best and best["top1"],
+        "best_step": best and best["step"],
+        "curve": curve,
         "eval_source": source,
     }

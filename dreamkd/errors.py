@@ -54,11 +54,8 @@ class DivergedError(DreamkdError):
 
     exit_code = 7
 
-    def __init__(self, fact: str) -> None:
-        super().__init__(
-            f"{fact}; what was finished before is kept: lower the rate or the weight of that term, "
-            "or try --precision fp32"
-        )
+    def __init__(self, fact: str, advice: str = "") -> None:
+        super().__init__(f"{fact}; {advice}" if advice else fact)
         self.fact = fact
 
 

@@ -180,6 +180,17 @@ def agreed_divergence(teacher: Tensor, student: Tensor, *, temperature: float = 
 COMPETITION = {"js": competition, "kl": agreed_divergence}
 
 
+def hard_labels(logits: Tensor, targets: Tensor, *, smoothing: float) -> Tensor:
+    """Cross-entropy with the labels themselves, mean over images.
+
+    Args:
+        logits: (B, classes). targets: probabilities (B, classes); one-hot unless images are mixed.
+        smoothing: share of every target that is spread over all classes, in [0, 1).
+    Returns: scalar >= 0.
+    """
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+
+
 def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:
     """Knowledge distillation with softened outputs (seed Eq. 1), mean over images.
 

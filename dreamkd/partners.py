@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from dreamkd import batchnorm, models
-from dreamkd.config import InvertConfig
+from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.engine import Runtime
 from dreamkd.errors import ModelError
-from dreamkd.events import Note, OnEvent
+from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective, Rival
 from dreamkd.synthesis import Synthesiser
@@ -87,6 +87,59 @@ def _require_alike(student: Classifier, teacher: Classifier) -> None:
     ):
         if a != b:
             raise ModelError(f"--student {ours.architecture}: {what} {a}, but the model has {b}")
+
+
+#: Students of photographs shrink images up to this many pixels to nothing.
+_SMALL = 64
+
+
+def starting_student(
+    config: DistillConfig, teacher: Classifier, *, on_event: OnEvent = ignore
+) -> Classifier:
+    """The student of `distill` at step 0: fresh, pretrained, or from a checkpoint.
+
+    A fresh one sees pictures as the teacher does; another normalises them as it always did.
+
+    Raises: ModelError: it cannot be loaded or built, or does not go with the teacher.
+    """
+    spec, card = config.student, teacher.card
+    if config.student_pretrained or models.is_file(spec):
+        student = models.load(spec, input_size=card.input_size, trust_pickle=config.trust_pickle)
+        _require_alike(student, teacher)
+        if config.student_pretrained:
+            student = replace(student, card=replace(student.card, data_free=False))
+    else:
+        _advise(spec, teacher, on_event)
+        student = models.create(
+            spec,
+            num_classes=card.num_classes,
+            input_size=card.input_size,
+            mean=card.mean,
+            std=card.std,
+            class_names=card.class_names,
+            seed=config.seed,
+        )
+        seen = replace(
+            student.card,
+            interpolation=card.interpolation,
+            crop_pct=card.crop_pct,
+            data_free=True,  # until it learns from something real
+        )
+        student = replace(student, card=seen)
+    on_event(Note(f"student: {student.card.source}"))
+    return student
+
+
+def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
+    """An ImageNet network shrinks a small image to nothing before its first block."""
+    side = max(teacher.card.input_size[1:])
+    architecture = models.resolve(student)
+    built_for = max(architecture.defaults().input_size[1:])
+    if side > _SMALL or built_for <= 2 * _SMALL:
+        return
+    better = f"cifar_{architecture.name}"
+    hint = f"; {better} is made for it" if better in models.all_names() else ""
+    on_event(Hint(f"{student} is built for {built_for} px and the images have {side}{hint}"))
 
 
 def load_partner(spec: str, teacher: Classifier, *, option: str, trust_pickle: bool) -> Classifier:

@@ -13,22 +13,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dreamkd.bank import Bank
 from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, enough_memory, to_uint8
 from dreamkd.errors import Stopped
-from dreamkd.events import Hint, OnEvent, Progress
+from dreamkd.events import Hint, Note, OnEvent, Progress
 from dreamkd.images import Pixels
 from dreamkd.labels import label_range
+from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
 from dreamkd.sequence import carry, outstanding
 from dreamkd.synthesis import LOOK, OnStep, Synthesiser
-from dreamkd.training import Training
+from dreamkd.training import Examples, Training
 
 #: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
 _SYNTHESIS_SHARE = 2 / 3
@@ -48,7 +48,8 @@ class Job:
     teacher: Classifier
     student: Classifier
     prior: Classifier | None  # whose statistics are matched, if not the teacher's
-    given: Tensor | None  # what `offline` trains on, uint8 (N, C, H, W)
+    given: Examples | None  # what `offline` trains on
+    measured: Examples | None  # what the student is measured on as it learns
     on_event: OnEvent
     should_stop: Callable[[], bool]
     flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
@@ -59,6 +60,8 @@ class Job:
             self.student, self.teacher, self.config, runtime=self.runtime, on_event=self.on_event
         )
         self.seconds = 0.0  # of synthesis, over all processes
+        self.curve: list[dict[str, float]] = []  # step, images, top1, seconds of work before it
+        self._looks = looks(self.config)
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -67,18 +70,42 @@ class Job:
         if saved is not None:
             self.training.restore(*saved)
             self.seconds = float(saved[1]["synthesis_seconds"])
+            self.curve = saved[1]["curve"]
 
     def save(self) -> None:
         """Keep the state."""
         self.flush()
         tensors, facts = self.training.state()
-        self.run.save_state(self.name, tensors, {**facts, "synthesis_seconds": self.seconds})
+        facts |= {"synthesis_seconds": self.seconds, "curve": self.curve}
+        self.run.save_state(self.name, tensors, facts)
         self._saved_at = time.monotonic()
 
-    def train(self, images: Tensor, *, until: int) -> None:
+    def restart(self) -> None:
+        """Back to the student's step 0."""
+        self.training.restart()
+        self.curve = []
+
+    def look(self, examples: Examples) -> None:
+        """Measure the student of this step, which learned from `examples`."""
+        assert self.measured is not None
+        found = measure(self.training.result(examples), *self.measured)
+        self.training.student.module.train()
+        self.curve.append(
+            {
+                "step": self.training.step,
+                "images": len(examples.images),
+                "top1": found.top1,
+                "seconds": self.seconds + self.training.seconds,
+            }
+        )
+        self.on_event(Note(f"step {self.training.step}: {found.top1:.2f} % top-1"))
+
+    def train(self, examples: Examples, *, until: int) -> None:
         """Advance the student to step `until`, saving now and then and when asked to stop."""
 
         def on_step(step: int, terms: dict[str, float]) -> None:
+            if self.measured is not None and step in self._looks:
+                self.look(examples)
             if step % LOOK == 0 or step == until:
                 total = int(self.config.steps)
                 self.on_event(Progress(self.name, step, total, "steps", terms))
@@ -89,11 +116,11 @@ class Job:
                 raise Stopped("the student's state is saved; the same command continues")
 
         with enough_memory("--batch-size"):
-            self.training.advance(images, until=until, on_step=on_step)
+            self.training.advance(examples, until=until, on_step=on_step)
 
 
-def offline(job: Job) -> Tensor:
-    """Train on images that exist: uint8 (N, C, H, W), returned."""
+def offline(job: Job) -> Examples:
+    """Train on images that exist, which are returned."""
     assert job.given is not None
     job.resume()
     with job.training:
@@ -101,13 +128,13 @@ def offline(job: Job) -> Tensor:
     return job.given
 
 
-def adaptive(job: Job) -> Tensor:
+def adaptive(job: Job) -> Examples:
     """Adaptive DeepInversion: a first bank, then fresh batches against the current student.
 
     The bank is replayed and never thrown away. Batch k is a function of the settings and of the
     student at step `begins(k)`; training between two batches is a function of (bank, step).
 
-    Returns: the bank, uint8 (N, C, H, W).
+    Returns: the bank.
     """
     config, card = job.config, job.teacher.card
     size = int(config.image_batch_size)
@@ -116,7 +143,10 @@ def adaptive(job: Job) -> Tensor:
     job.flush = bank.flush
     held = [bank.holds(k) for k in range(count)]
     job.resume()
-    images = torch.empty((count * size, *card.input_size), dtype=torch.uint8)
+    everything = Examples(
+        torch.empty((count * size, *card.input_size), dtype=torch.uint8),
+        label_range(range(card.num_classes), 0, count * size, seed=config.seed),
+    )
     with ExitStack() as stack:
         stack.enter_context(bank)
         stack.enter_context(job.training)
@@ -129,18 +159,16 @@ def adaptive(job: Job) -> Tensor:
         if any(_competes(k, config) and job.training.step > begins(k, config) for k in missing):
             # The student has gone past a batch that needs the student of its time.
             job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
-            job.training.restart()
+            job.restart()
         for k in range(count):
-            job.train(images[: k * size], until=begins(k, config))
+            job.train(_first(everything, k * size), until=begins(k, config))
             if k in missing:
                 began = time.perf_counter()
                 rival.module.load_state_dict(job.training.student.module.state_dict())
                 phase = f"images {k + 1} of {count}"
                 with enough_memory("--image-chunk"):
                     batch = synthesiser.batch(
-                        label_range(
-                            range(card.num_classes), k * size, (k + 1) * size, seed=config.seed
-                        ),
+                        everything.labels[k * size : (k + 1) * size],
                         generator=generator_for(config.seed, "batch", k),
                         compete=_competes(k, config),
                         name=f"batch {k}",
@@ -155,22 +183,23 @@ def adaptive(job: Job) -> Tensor:
                 made = batch.images
             else:
                 made = bank.read(k)[0]
-            images[k * size : (k + 1) * size] = made
+            everything.images[k * size : (k + 1) * size] = made
         bank.write_contact_sheet()
-        job.train(images, until=int(config.steps))
-    return images
+        job.train(everything, until=int(config.steps))
+    return everything
 
 
-def on_noise(job: Job, *, count: int) -> Tensor:
-    """Train the same student on white noise, uint8 (count, C, H, W), returned: the baseline."""
+def on_noise(job: Job, *, count: int) -> Examples:
+    """Train the same student on `count` images of white noise, returned: the baseline."""
     card = job.teacher.card
     noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
     noise.begin(count, generator_for(job.config.seed, "noise"))
     images = to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std)
+    labels = label_range(range(card.num_classes), 0, count, seed=job.config.seed)
     job.resume()
     with job.training:
-        job.train(images, until=int(job.config.steps))
-    return images
+        job.train(Examples(images, labels), until=int(job.config.steps))
+    return Examples(images, labels)
 
 
 def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:
@@ -202,6 +231,21 @@ def _watcher(phase: str, job: Job) -> OnStep:
     return watch_step
 
 
+def _first(examples: Examples, count: int) -> Examples:
+    return Examples(examples.images[:count], examples.labels[:count])
+
+
+def looks(config: DistillConfig) -> set[int]:
+    """The student's steps at which it is measured, the last left out."""
+    total = int(config.steps)
+    rounds = 0 if config.recipe == "offline" else int(config.rounds)
+    # After the last fresh batch as before it.
+    pace = _SYNTHESIS_SHARE * total / rounds if rounds else total / 100
+    parts = round(total / pace)
+    every = max(1, parts // 10) if config.eval_every == "auto" else int(config.eval_every)
+    return {round(pace * part) for part in range(every, parts + 1, every)} - {0, total}
+
+
 def batches(config: DistillConfig) -> int:
     """Image batches of the whole job."""
     return int(config.first_batches) + int(config.rounds)
@@ -218,7 +262,7 @@ def _competes(k: int, config: DistillConfig) -> bool:
     return k >= int(config.first_batches) and float(config.competition) > 0
 
 
-RECIPES: dict[str, Callable[[Job], Tensor]] = {
+RECIPES: dict[str, Callable[[Job], Examples]] = {
     "offline": offline,
     "adaptive": adaptive,
     "generator": adaptive,  # the same loop; what differs is the images and the settings

@@ -11,10 +11,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamkd import losses
 from dreamkd.augment import cut_mix, random_crop
@@ -26,6 +27,13 @@ from dreamkd.randomness import generator_for
 
 #: Steps between two looks at the loss: each look is a host sync.
 LOOK = 25
+
+
+class Examples(NamedTuple):
+    """What a student learns from, or is measured on."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor  # int64 (N,)
 
 
 class Training:
@@ -66,7 +74,7 @@ class Training:
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
-        self._loss: Callable[[Tensor], Tensor] = self._distillation
+        self._loss: Callable[[Tensor, Tensor | None], Tensor] = self._distillation
         if self.config.compile == "on":
             self._loss = compile_step(self._distillation, on_event=self._on_event)
         return self
@@ -77,15 +85,14 @@ class Training:
 
     def advance(
         self,
-        images: Tensor,
+        examples: Examples,
         *,
         until: int,
         on_step: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
-        """Train from the current step to `until` on uniform samples of `images`.
+        """Train from the current step to `until` on uniform samples of `examples`.
 
         Args:
-            images: uint8 (N, C, H, W).
             on_step: called after every step with its number and the newest loss; may raise to
                 stop, the state is that of the step it was told.
         Raises: DivergedError: the loss became NaN or infinite.
@@ -99,9 +106,9 @@ class Training:
             lr = float(config.lr) * rate(step, int(config.steps), warmup=int(config.warmup))
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-            views = self._views(images, step)  # uint8 (B, C, H, W)
+            views, targets = self._draw(examples, step)
             with self.runtime.autocast():
-                loss = self._loss(views)
+                loss = self._loss(views, targets)
             self._optimizer.zero_grad()
             torch.autograd.backward(loss * self.runtime.loss_scale)
             if self.runtime.loss_scale != 1:
@@ -115,9 +122,9 @@ class Training:
                 terms = {"kd": float(loss.detach())}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
             self.seconds += time.perf_counter() - began
-            began = time.perf_counter()
             if on_step is not None:
                 on_step(self.step, terms)
+            began = time.perf_counter()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights, their average, the optimiser's moments and the step, for `Run.save_state`.
@@ -160,15 +167,15 @@ class Training:
         self._optimizer.state.clear()
         self.step, self.seconds = 0, 0.0
 
-    def result(self, images: Tensor) -> Classifier:
+    def result(self, examples: Examples) -> Classifier:
         """The student to keep: the average with `ema`, its statistics anew with `bn_recalibration`.
 
-        Args: images: the bank, uint8 (N, C, H, W).
+        Args: examples: the bank.
         """
         module, count = self._average or self._module, self.config.bn_recalibration
         if count:
             module = copy.deepcopy(module)
-            views = (self._views(images, int(self.config.steps) + k) for k in range(count))
+            views = (self._draw(examples, int(self.config.steps) + k)[0] for k in range(count))
             self._recalibrate(module, views)
         return Classifier(module.eval(), self.student.card)
 
@@ -189,22 +196,33 @@ class Training:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
 
-    def _views(self, images: Tensor, step: int) -> Tensor:
-        """A batch of cropped (mirrored, mixed) images; teacher and student see the same view."""
-        generator = generator_for(self.config.seed, "student", step)
-        index = torch.randint(len(images), (int(self.config.batch_size),), generator=generator)
+    def _draw(self, examples: Examples, step: int) -> tuple[Tensor, Tensor | None]:
+        """Cropped (mirrored, mixed) images; teacher and student see the same view.
+
+        Returns: uint8 (B, C, H, W), and with hard labels the targets (B, classes).
+        """
+        config, device = self.config, self.runtime.device
+        generator = generator_for(config.seed, "student", step)
+        index = torch.randint(len(examples.images), (int(config.batch_size),), generator=generator)
         views = random_crop(
-            images[index].to(self.runtime.device),  # uint8: the smallest form there is
-            padding=min(images.shape[2:]) // 8,
-            flip=self.config.flip == "on",
+            examples.images[index].to(device),  # uint8: the smallest form there is
+            padding=min(examples.images.shape[2:]) // 8,
+            flip=config.flip == "on",
             generator=generator,
         )
-        share = self.config.cutmix
-        mixed = share > 0 and float(torch.rand((), generator=generator)) < share
-        return cut_mix(views, generator=generator) if mixed else views
+        targets = None
+        if config.hard_labels:
+            labels = examples.labels[index].to(device)
+            targets = F.one_hot(labels, self.teacher.card.num_classes).float()
+        if config.cutmix and float(torch.rand((), generator=generator)) < config.cutmix:
+            views, others, share = cut_mix(views, generator=generator)
+            if targets is not None:
+                targets = torch.lerp(targets, targets[others], share[:, None])
+        return views, targets
 
-    def _distillation(self, views: Tensor) -> Tensor:
+    def _distillation(self, views: Tensor, targets: Tensor | None) -> Tensor:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks."""
+        config = self.config
         ours, theirs = self.student.card, self.teacher.card
         inputs = normalise(views, mean=theirs.mean, std=theirs.std)
         with torch.no_grad():
@@ -212,7 +230,11 @@ class Training:
         if (ours.mean, ours.std) != (theirs.mean, theirs.std):
             inputs = normalise(views, mean=ours.mean, std=ours.std)
         logits = self._module(inputs.contiguous(memory_format=torch.channels_last))
-        return losses.distillation(target, logits, temperature=float(self.config.temperature))
+        loss = losses.distillation(target, logits, temperature=float(config.temperature))
+        if targets is not None:
+            smoothing = config.label_smoothing
+            loss += config.hard_labels * losses.hard_labels(logits, targets, smoothing=smoothing)
+        return loss
 
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)

@@ -1,5 +1,6 @@
 """Views: every image its own draw, values only moved, gradients moved back."""
 
+import pytest
 import torch
 
 from dreamkd.augment import cut_mix, draw_roll, random_crop, roll
@@ -74,7 +75,7 @@ def test_random_crop_without_padding_or_flip_changes_nothing() -> None:
 
 def test_cut_mix_pastes_one_box_of_one_other_image() -> None:
     images = torch.arange(64, dtype=torch.uint8).view(64, 1, 1, 1).expand(64, 3, 12, 16)
-    mixed = cut_mix(images, generator=generator())
+    mixed, others, told = cut_mix(images, generator=generator())
     shares = []
     for own, result in enumerate(mixed):
         foreign = result[0] != own
@@ -83,6 +84,9 @@ def test_cut_mix_pastes_one_box_of_one_other_image() -> None:
         assert torch.equal(foreign, rows[:, None] & columns[None]), "a rectangle"
         assert torch.equal(result, result[:1].expand_as(result)), "the same in every channel"
         shares.append(float(foreign.float().mean()))
+        assert set(result[0][foreign].tolist()) <= {int(others[own])}
+        if int(others[own]) != own:
+            assert shares[-1] == pytest.approx(float(told[own]))
     assert max(shares) > 0.4
     assert min(shares) < 0.1
-    assert torch.equal(mixed, cut_mix(images, generator=generator()))
+    assert torch.equal(mixed, cut_mix(images, generator=generator())[0])

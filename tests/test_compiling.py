@@ -13,7 +13,7 @@ from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Batch, Synthesiser
 from dreamkd.training import Training
 from tests.conftest import distill_config
-from tests.test_training import fresh, images
+from tests.test_training import examples, fresh
 
 LABELS = torch.arange(20) % 10
 
@@ -53,7 +53,7 @@ def train(teacher: Classifier, events: list[Event], *, compile_: str) -> list[fl
         fresh(), teacher, config, runtime=Runtime.settle(config), on_event=events.append
     ) as training:
         for until in range(1, 5):
-            training.advance(images(), until=until, on_step=lambda _, t: seen.append(t["kd"]))
+            training.advance(examples(), until=until, on_step=lambda _, t: seen.append(t["kd"]))
     return seen
 
 

@@ -8,10 +8,12 @@ import torch
 
 from dreamkd import models
 from dreamkd.config import DistillConfig, merge
+from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
 from dreamkd.events import Event, Hint, Progress
 from dreamkd.inversion import invert
+from dreamkd.metrics import measure
 from tests.conftest import PLAIN, distill_config, invert_config
 
 #: Files of a run that hold no times.
@@ -41,6 +43,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+#: Measured, and nothing else.
+QUIET = {"eval_data": "sklearn:digits", "noise_baseline": "off", "rounds": 0, "first_batches": 1}
+
+
+def evaluated(student: str) -> float:
+    images, labels = stack(
+        open_images("sklearn:digits", preprocessing=Preprocessing(input_size=(1, 16, 16)))
+    )
+    return measure(models.load(student), images, labels).top1
+
+
 def manifest(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
@@ -58,6 +71,42 @@ def test_the_result_has_teacher_student_and_noise(whole: Path) -> None:
     assert result["data_free"] is True
     assert result["images"] == 80
     assert result["image_source"] == "made from digits_resnet14"
+
+
+def test_the_curve_is_of_the_student_as_it_learned(whole: Path, tmp_path: Path) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    # Two rounds in two thirds of 12 steps, one as long after them, the last step left out.
+    assert [point["step"] for point in result["curve"]] == [4, 8]
+    assert [point["images"] for point in result["curve"]] == [40, 60]
+    assert result["best_top1"] == max(point["top1"] for point in result["curve"])
+    # Being measured less often changes nothing.
+    measured = {"eval_data": "sklearn:digits", "noise_baseline": "off"}
+    coarse = run(tmp_path / "run", eval_every=2, **measured)
+    assert [point["step"] for point in coarse.curve] == [8]
+    assert coarse.curve[0]["top1"] == result["curve"][1]["top1"]
+    assert coarse.student_top1 == result["student_top1"]
+
+
+def test_a_student_goes_on_from_a_checkpoint(whole: Path, tmp_path: Path) -> None:
+    student = str(whole / "student.safetensors")
+    before = evaluated(student)
+    found = run(tmp_path / "run", student=student, steps=1, warmup=0, lr=1e-9, **QUIET)
+    assert found.student_top1 == pytest.approx(before, abs=2)
+    assert found.data_free
+    # The teacher is a checkpoint that real images made.
+    found = run(tmp_path / "real", student="digits_resnet14", steps=1, warmup=0, lr=1e-9, **QUIET)
+    assert not found.data_free
+    assert found.student_top1 == pytest.approx(98.5, abs=2)
+
+
+def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
+    other = models.create(
+        "cifar_resnet8", num_classes=7, input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)
+    )
+    models.save(other, tmp_path / "seven.safetensors")
+    with pytest.raises(ModelError, match="classes 7, but the model has 10"):
+        run(tmp_path / "run", student=str(tmp_path / "seven.safetensors"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_student_loads_alone(whole: Path) -> None:

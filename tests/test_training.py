@@ -1,5 +1,7 @@
 """The student's loop: it learns, every option counts, and it resumes to the bit."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from dreamkd.config import settle
 from dreamkd.engine import Runtime, rate
 from dreamkd.errors import DivergedError
 from dreamkd.models import Classifier
-from dreamkd.training import Training
+from dreamkd.training import Examples, Training
 from tests.conftest import distill_config
 
 
@@ -24,9 +26,10 @@ def fresh(seed: int = 0) -> Classifier:
     )
 
 
-def images(count: int = 40) -> Tensor:
+def examples(count: int = 40) -> Examples:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    return Examples(images, torch.arange(count) % 10)
 
 
 def training(teacher: Classifier, **given: object) -> Training:
@@ -45,7 +48,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_the_student_comes_to_agree_with_the_teacher(digits: Classifier) -> None:
     seen: list[float] = []
     with training(digits, steps=100, lr=0.05) as run:
-        run.advance(images(), until=100, on_step=lambda _, terms: seen.extend(terms.values()))
+        run.advance(examples(), until=100, on_step=lambda _, terms: seen.extend(terms.values()))
     assert seen[-1] < 0.6 * seen[0]
     assert not run.student.module.training
 
@@ -59,30 +62,30 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     digits: Classifier, given: dict[str, object]
 ) -> None:
     with training(digits, **given) as whole:
-        whole.advance(images(), until=12)
+        whole.advance(examples(), until=12)
     with training(digits, **given) as first:
-        first.advance(images(), until=5)
+        first.advance(examples(), until=5)
         tensors, facts = first.state()
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     with training(digits, **given) as second:
         second.restore(tensors, facts)
         assert second.step == 5
-        second.advance(images(), until=12)
+        second.advance(examples(), until=12)
     assert same(weights(whole), weights(second))
     assert same(whole.state()[0], second.state()[0])
     assert same(
-        whole.result(images()).module.state_dict(), second.result(images()).module.state_dict()
+        whole.result(examples()).module.state_dict(), second.result(examples()).module.state_dict()
     )
 
 
 def test_restart_forgets_everything(digits: Classifier) -> None:
     with training(digits) as run:
-        run.advance(images(), until=12)
+        run.advance(examples(), until=12)
         once = {name: tensor.clone() for name, tensor in weights(run).items()}
         run.restart()
         assert run.step == 0
         assert same(weights(run), fresh().module.state_dict())
-        run.advance(images(), until=12)
+        run.advance(examples(), until=12)
     assert same(weights(run), once)
 
 
@@ -100,6 +103,7 @@ def test_restart_forgets_everything(digits: Classifier) -> None:
         {"steps": 13},
         {"optimizer": "adamw", "lr": 0.1},
         {"cutmix": 1.0},
+        {"hard_labels": 0.5},
     ],
     ids=str,
 )
@@ -107,33 +111,62 @@ def test_no_student_option_is_without_effect(digits: Classifier, option: dict[st
     trained = []
     for given in ({}, option):
         with training(digits, **given) as run:
-            run.advance(images(), until=6)
+            run.advance(examples(), until=6)
         trained.append(weights(run))
     assert not same(*trained)
+
+
+def test_hard_labels_add_their_cross_entropy_by_hand(digits: Classifier) -> None:
+    """One image, always the same view, of a teacher that the temperature makes indifferent."""
+    one = Examples(torch.full((1, 1, 16, 16), 128, dtype=torch.uint8), torch.tensor([3]))
+    found = {}
+    for weight, smoothing in ((0.0, 0.0), (2.0, 0.0), (2.0, 0.5)):
+        seen: list[float] = []
+        given = {"hard_labels": weight} | ({"label_smoothing": smoothing} if smoothing else {})
+        with training(digits, steps=1, warmup=0, **given) as run:
+            module = copy.deepcopy(run.student.module).train()
+            run.advance(one, until=1, on_step=lambda _, terms, to=seen: to.extend(terms.values()))
+        found[weight, smoothing] = seen[0]
+    inputs = torch.full((16, 1, 16, 16), (128 / 255 - 0.3) / 0.3)
+    logs = module(inputs).log_softmax(1)[0].detach()
+    target = torch.full((10,), 0.05)
+    target[3] += 0.5
+    plain = found[0.0, 0.0]
+    assert found[2.0, 0.0] - plain == pytest.approx(-2 * float(logs[3]), rel=1e-3)
+    assert found[2.0, 0.5] - plain == pytest.approx(-2 * float(target @ logs), rel=1e-3)
+
+
+def test_mixed_images_have_mixed_targets(digits: Classifier) -> None:
+    with training(digits, hard_labels=1.0, cutmix=1.0) as run:
+        _, targets = run._draw(examples(), 0)
+    assert targets is not None
+    assert torch.allclose(targets.sum(1), torch.ones(16))
+    assert ((targets > 0).sum(1) == 2).any()
+    assert ((targets > 0).sum(1) <= 2).all()
 
 
 def test_the_average_of_the_weights_by_hand(digits: Classifier) -> None:
     with training(digits, ema=0.9) as run:
         expected = weights(run)["conv1.weight"].clone()
         for step in range(3):
-            run.advance(images(), until=step + 1)
+            run.advance(examples(), until=step + 1)
             # min(0.9, 1/10, 2/11, 3/12): the first steps count most.
             decay = (1 + step) / (10 + step)
             expected = decay * expected + (1 - decay) * weights(run)["conv1.weight"]
-        found = run.result(images()).module.state_dict()["conv1.weight"]
+        found = run.result(examples()).module.state_dict()["conv1.weight"]
         assert torch.allclose(found, expected, atol=1e-6)
         assert not torch.equal(found, weights(run)["conv1.weight"])
         run.restart()
-        assert same(run.result(images()).module.state_dict(), fresh().module.state_dict())
+        assert same(run.result(examples()).module.state_dict(), fresh().module.state_dict())
 
 
 def test_recalibrated_statistics_are_those_of_the_bank(digits: Classifier) -> None:
     # Every view of a flat bank is the same: one batch, or three, have its statistics.
     flat = torch.full((4, 1, 16, 16), 128, dtype=torch.uint8)
     with training(digits, bn_recalibration=3) as run:
-        run.advance(images(), until=3)
+        run.advance(examples(), until=3)
         before = {name: value.clone() for name, value in weights(run).items()}
-        found = run.result(flat).module
+        found = run.result(Examples(flat, torch.zeros(4, dtype=torch.int64))).module
     first = next(m for m in found.modules() if isinstance(m, torch.nn.BatchNorm2d))
     inputs = torch.full((4, 1, 16, 16), (128 / 255 - 0.3) / 0.3)
     wanted = found.conv1(inputs).mean((0, 2, 3))
@@ -145,7 +178,7 @@ def test_recalibrated_statistics_are_those_of_the_bank(digits: Classifier) -> No
 def test_the_teacher_is_put_back(digits: Classifier) -> None:
     before = {name: tensor.clone() for name, tensor in digits.module.state_dict().items()}
     with training(digits) as run:
-        run.advance(images(), until=2)
+        run.advance(examples(), until=2)
     assert all(p.requires_grad for p in digits.module.parameters())
     assert same(before, digits.module.state_dict())
 
@@ -155,7 +188,7 @@ def test_divergence_names_the_step(digits: Classifier) -> None:
         training(digits, lr=1e30, steps=100) as run,
         pytest.raises(DivergedError, match="student step 25 of 100"),
     ):
-        run.advance(images(), until=100)
+        run.advance(examples(), until=100)
 
 
 def test_rates_by_hand() -> None:

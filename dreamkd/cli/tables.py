@@ -95,11 +95,13 @@ def evaluation(found: Evaluation, *, per_class: bool) -> tuple[RenderableType, .
 def distillation(found: Distillation, config: DistillConfig) -> tuple[RenderableType, ...]:
     """Teacher, student and noise baseline side by side, if measured, and the run."""
     run = found.to_json()
+    run.pop("curve")
     top1 = {name: run.pop(f"{name}_top1") for name in ("teacher", "student", "noise")}
     summary = facts({"student": found.student, **run})
     if top1["teacher"] is None:
         return (summary,)
-    table = _table("network", "learned from", "top-1 %>")
+    best = found.best_top1 is not None
+    table = _table("network", "learned from", "top-1 %>", *(["best seen %>"] if best else []))
     rows = {
         "teacher": (f"teacher {config.teacher}", "its own data"),
         "student": (f"student {config.student}", found.image_source),
@@ -107,7 +109,8 @@ def distillation(found: Distillation, config: DistillConfig) -> tuple[Renderable
     }
     for row, (network, source) in rows.items():
         if top1[row] is not None:
-            table.add_row(_cell(network), _cell(source), f"{top1[row]:.2f}")
+            seen = f"{found.best_top1:.2f}" if best and row == "student" else ""
+            table.add_row(_cell(network), _cell(source), f"{top1[row]:.2f}", *([seen] * best))
     return table, summary
 
 

@@ -280,7 +280,8 @@ class DistillConfig(
         group=_MODEL, help="torchvision or timm name, bundled teacher, or checkpoint"
     )
     student: str = option(
-        group=_MODEL, help="name of the student's architecture, trained from scratch"
+        group=_MODEL,
+        help="name of the student's architecture, trained from scratch; or a checkpoint",
     )
     data: str | None = option(
         None, group=_DATA, help="train on these shards instead of synthesising (recipe offline)"
@@ -290,6 +291,16 @@ class DistillConfig(
         group=_DATA,
         identity=False,
         help="labelled images to measure teacher and student on; they train nothing",
+    )
+    eval_every: int | str = option(
+        "auto",
+        group=_DATA,
+        minimum=1,
+        maximum=MOST_IMAGES,
+        auto="a tenth of all rounds",
+        identity=False,
+        help="rounds between two measurements of the student on --eval-data; without rounds, "
+        "hundredths of the steps",
     )
     noise_baseline: str = option(
         "auto",
@@ -341,6 +352,10 @@ class DistillConfig(
         idle = dict.fromkeys(("rounds", "steps"), "--budget-minutes") if self.budget_minutes else {}
         if self.optimizer == "adamw":
             idle["momentum"] = "--optimizer adamw"
+        if not self.hard_labels:
+            idle["label_smoothing"] = "--hard-labels 0"
+        if not self.eval_data:
+            idle["eval_every"] = "--eval-data left out"
         if not self.data:
             return super().idle() | idle
         synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)

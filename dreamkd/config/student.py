@@ -15,6 +15,12 @@ STUDENT = "Student"
 class StudentConfig:
     """The student's loop. `auto` follows from the preset, the recipe and the input size."""
 
+    student_pretrained: bool = option(
+        False,
+        group=STUDENT,
+        help="start from the pretrained weights of the student's architecture; then the result is "
+        "not data-free",
+    )
     recipe: str = option(
         "auto",
         group=STUDENT,
@@ -76,6 +82,16 @@ class StudentConfig:
         minimum=0,
         maximum=1,
         help="share of student steps whose images exchange boxes; teacher and student see the same",
+    )
+    hard_labels: float = option(
+        0.0,
+        group=STUDENT,
+        minimum=0,
+        maximum=1000,
+        help="weight of the cross-entropy with the images' labels beside the distillation",
+    )
+    label_smoothing: float = option(
+        0.0, group=STUDENT, minimum=0, maximum=0.99, help="of the labels of --hard-labels"
     )
     ema: float = option(
         0.0,

@@ -33,7 +33,11 @@ def check_finite(terms: Mapping[str, float], *, where: str) -> None:
     """
     for name, value in terms.items():
         if not math.isfinite(value):
-            raise DivergedError(f"{name} became {value} at {where}")
+            raise DivergedError(
+                f"{name} became {value} at {where}",
+                "what was finished before is kept: lower the rate or the weight of that term, or "
+                "try --precision fp32",
+            )
 
 
 def time_limit(should_stop: Callable[[], bool], *, minutes: float | None) -> Callable[[], bool]:

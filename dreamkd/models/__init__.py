@@ -5,7 +5,7 @@
 """
 
 from dreamkd.models.card import Card, Classifier
-from dreamkd.models.loading import create, load, save
+from dreamkd.models.loading import create, is_file, load, save
 from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "architectures",
     "bundled",
     "create",
+    "is_file",
     "load",
     "resolve",
     "save",

@@ -127,6 +127,11 @@ def save(classifier: Classifier, path: str | Path, *, extra: dict[str, str] | No
     checkpoint.write(path, classifier.module.state_dict(), metadata)
 
 
+def is_file(spec: str) -> bool:
+    """Whether `load` takes `spec` for weights, of a file or bundled, not for an architecture."""
+    return _path(spec) is not None
+
+
 def _path(spec: str) -> Path | None:
     """The file that `spec` means; None for a name. A known name wins over a file of that name."""
     if spec in zoo.bundled():
