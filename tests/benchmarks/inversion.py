@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +26,7 @@ from dreamkd.metrics import features, intra_class_similarity, measure
 from dreamkd.models import Classifier
 from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
+from tests.benchmarks.commands import load, run
 from tests.benchmarks.environment import describe
 
 
@@ -65,22 +61,6 @@ class Bench:
         return [(self.real[order], self.truth[order]) for order in orders]
 
 
-def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
-    """The result of a `dreamkd` command, and wall seconds; those of a finished run are kept."""
-    timing = out / "wall-seconds.json"
-    began = time.perf_counter()
-    words = [sys.executable, "-m", "dreamkd.cli", *shlex.split(command)]
-    done = subprocess.run(
-        [*words, "--out", str(out), "--json", "--quiet"],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    if not timing.exists():
-        timing.write_text(json.dumps(time.perf_counter() - began))
-    return json.loads(done.stdout), json.loads(timing.read_text())
-
-
 def made(folder: Path) -> list[tuple[Tensor, Tensor]]:
     """The batches of a run."""
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").open()]
@@ -104,12 +84,7 @@ def main() -> None:
     parser.add_argument("--student", default="", help="NAME and options of dreamkd distill")
     parser.add_argument("--out", type=Path, default=Path("runs/inversion"))
     arguments = parser.parse_args()
-    options = dict(zip(*[iter(shlex.split(arguments.model_options))] * 2, strict=True))
-    given: dict[str, Any] = {
-        name[2:]: tuple(map(float, text.split(","))) if name in ("--mean", "--std") else text
-        for name, text in options.items()
-    }
-    teacher = models.load(arguments.model, **given)
+    teacher = load(arguments.model, arguments.model_options)
     verifiers = {}
     for spec in arguments.verifier:
         file, _, arch = spec.partition("=")

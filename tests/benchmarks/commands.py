@@ -1,0 +1,39 @@
+"""`dreamkd` as its users start it, with its result and its time kept."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dreamkd import models
+from dreamkd.models import Classifier
+
+
+def load(model: str, options: str) -> Classifier:
+    """A model as `dreamkd` loads it with `options`, such as `--mean .5,.5,.5`."""
+    given: dict[str, Any] = {
+        name[2:]: tuple(map(float, text.split(","))) if name in ("--mean", "--std") else text
+        for name, text in zip(*[iter(shlex.split(options))] * 2, strict=True)
+    }
+    return models.load(model, **given)
+
+
+def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
+    """The result of a `dreamkd` command, and wall seconds; those of a finished run are kept."""
+    timing = out / "wall-seconds.json"
+    began = time.perf_counter()
+    words = [sys.executable, "-m", "dreamkd.cli", *shlex.split(command)]
+    done = subprocess.run(
+        [*words, "--out", str(out), "--json", "--quiet"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    if not timing.exists():
+        timing.write_text(json.dumps(time.perf_counter() - began))
+    return json.loads(done.stdout), json.loads(timing.read_text())
