@@ -18,12 +18,13 @@ from dreamkd.config import DistillConfig, settle
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
 from dreamkd.events import Note, OnEvent
+from dreamkd.examples import Examples
 from dreamkd.labels import label_range
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
-from dreamkd.training import Examples, Training
+from dreamkd.training import Training
 
 #: Steps that are timed, of the student and of an image batch.
 _STUDENT_STEPS, _IMAGE_STEPS = 16, 12

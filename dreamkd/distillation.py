@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from dreamkd import batchnorm, models, samples
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
-from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import Runtime, time_limit
+from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
+from dreamkd.examples import Examples, Labelled, is_synthetic, read_labelled
 from dreamkd.files import require_room
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
@@ -30,13 +29,15 @@ from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.training import Examples
+from dreamkd.softlabels import Recorder, Stored, difference
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64
 
-#: Folders in which a run keeps its images, by format.
-_LAYOUTS = (("shards",), ("images", "records"))
+
+#: Where a run keeps the teacher's outputs, and the settings that these depend on.
+_LABELS = "labels"
+_VIEWS = ("seed", "steps", "batch_size", "flip", "cutmix", "temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +102,15 @@ def distill(
     Runtime.settle(config)
     try_out(teacher, factor=coarsest(settled(config, teacher)))
     try_out(student, training=True)
-    labelled = _read(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
-    data = _read(config.data, teacher, crop_pct=1.0)  # shards are used as they are
+    labelled = read_labelled(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
+    data = read_labelled(config.data, teacher, crop_pct=1.0)  # shards are used as they are
     inputs = {
-        "data_pixels_sha256": data and samples.pixels_sha256(data.images, data.labels.tolist()),
+        "data_pixels_sha256": data and _pixels_sha256(data.examples),
         "bn_prior_sha256": prior and prior.sha256(),
         "student_sha256": student.sha256(),
     }
+    if config.labels is not None:
+        _require_same_views(config, settled(config, teacher), teacher, inputs)
     plan = partial(
         fit,
         given=config,
@@ -143,19 +146,23 @@ def distill(
             prior=prior,
             given=data and data.examples,
             measured=labelled and labelled.examples,
+            recorder=Recorder(folder / _LABELS) if config.store_labels else None,
+            stored=_stored(config, runtime),
             on_event=on_event,
             should_stop=should_stop,
         )
         examples = RECIPES[recipe](job)
         with runtime.active():
             student = job.training.result(examples)
-        synthetic = data is None or _is_synthetic(str(config.data))
+        synthetic = data is None or is_synthetic(str(config.data))
         data_free = synthetic and student.card.data_free
         saved = _save(job, student, data_free=data_free)
         baseline = None
         if _wants_baseline(config, teacher):
             again = starting_student(config, teacher)
-            other = replace(job, name="noise", student=again, measured=None)
+            other = replace(
+                job, name="noise", student=again, measured=None, recorder=None, stored=None
+            )
             noise = on_noise(other, count=len(examples.images))
             with runtime.active():
                 baseline = other.training.result(noise)
@@ -192,50 +199,34 @@ def _room(config: DistillConfig, student: Classifier, *, made: int) -> int:
     return samples.room(max(0, wanted), student.card.input_size) + weights * (2 * copies + 1)
 
 
-class Labelled(NamedTuple):
-    """A data set in memory."""
-
-    images: Tensor  # uint8 (N, C, H, W)
-    labels: Tensor  # int64 (N,)
-    source: str
-
-    @property
-    def examples(self) -> Examples:
-        """Without their source."""
-        return Examples(self.images, self.labels)
+def _pixels_sha256(examples: Examples) -> str:
+    return samples.pixels_sha256(examples.images, examples.labels.tolist())
 
 
-def _read(spec: str | None, teacher: Classifier, *, crop_pct: float) -> Labelled | None:
-    """Labelled images at the teacher's input size, all of them; None without `spec`.
-
-    Raises: DataError: not readable, or of other classes.
-    """
-    if spec is None:
-        return None
-    how = replace(Preprocessing.of(teacher.card), crop_pct=crop_pct)
-    image_set = open_images(spec, preprocessing=how)
-    check_classes(image_set, teacher.card)
-    images, labels = stack(image_set)
-    check_labels(labels, teacher.card, image_set)
-    return Labelled(images, labels, image_set.source)
-
-
-def _is_synthetic(spec: str) -> bool:
-    """Whether `spec` is a run folder, or images in one, that dreamkd synthesised.
-
-    `open_images` has checked the images against the run's manifest.
-    """
-    path = Path(spec)
-    inside = path if path.name in ("shards", "images") else path.parent  # also a tar or a glob
-    folder = inside.parent if inside.name == "shards" or path.name == "images" else path
-    # Without records/, a folder called images/ is read as anyone's class folders.
-    layouts = _LAYOUTS[1:] if path.name == "images" else _LAYOUTS
+def _require_same_views(
+    given: DistillConfig, config: DistillConfig, teacher: Classifier, inputs: Mapping[str, Any]
+) -> None:
+    """Raises: ConfigError: the labels of `--labels` are of other views, or not complete."""
+    run = Path(str(given.labels))
     try:
-        resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
-        kept = any(all((folder / part).is_dir() for part in parts) for parts in layouts)
-        return kept and not resolved["config"].get("data")
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
+        then = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
+        decided = {name: then["config"][name] for name in _VIEWS}
+        decided |= {name: then[name] for name in ("teacher_sha256", "data_pixels_sha256")}
+        complete = then["config"]["store_labels"] > 0 and (run / "result.json").exists()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
+    if not complete:
+        raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
+    now = {name: getattr(config, name) for name in _VIEWS}
+    now |= {"teacher_sha256": teacher.sha256(), "data_pixels_sha256": inputs["data_pixels_sha256"]}
+    if differing := difference(decided, now):
+        raise ConfigError(f"--labels {run}: {differing}")
+
+
+def _stored(config: DistillConfig, runtime: Runtime) -> Stored | None:
+    if config.labels is None:
+        return None
+    return Stored(Path(config.labels) / _LABELS, device=runtime.device)
 
 
 def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
@@ -265,7 +256,7 @@ def _accuracies(
     if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
         return dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
-    images, labels, source = data
+    (images, labels), source = data
     found = measure(student, images, labels, teacher=teacher)
     noise = measure(baseline, images, labels) if baseline else None
     best = max(curve, key=lambda point: point["top1"], default=None)

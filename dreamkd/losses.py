@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -207,3 +207,37 @@ def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Ten
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+class Top(NamedTuple):
+    """The k largest outputs of a network for each image, softened by a temperature."""
+
+    classes: Tensor  # int32 (B, k)
+    log_prob: Tensor  # float16 (B, k): log softmax(z / tau) of these
+
+
+def top(logits: Tensor, k: int, *, temperature: float) -> Top:
+    """The largest outputs of `logits` (B, classes); all of them where k is larger."""
+    log_p = F.log_softmax(logits.float() / temperature, dim=1)
+    values, index = log_p.topk(min(k, log_p.shape[1]), dim=1)
+    return Top(index.int(), values.half())
+
+
+def distillation_from_top(teacher: Top, student: Tensor, *, temperature: float) -> Tensor:
+    """`distillation` from the teacher's largest outputs: the rest of p is spread evenly.
+
+    With all outputs kept it differs from `distillation` by the rounding of half precision.
+
+    Args:
+        teacher: k outputs of each image, at this temperature. student: logits (B, classes).
+    Returns: scalar.
+    """
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    index, log_p = teacher.classes.long(), teacher.log_prob.float()
+    p, kept = log_p.exp(), log_q.gather(1, index)
+    loss = (p * (log_p - kept)).sum(1)
+    others = log_q.shape[1] - index.shape[1]
+    if others:
+        rest = (1 - p.sum(1)).clamp_min(1e-6)  # half precision may sum to more than 1
+        loss += rest * ((rest / others).log() - (log_q.sum(1) - kept.sum(1)) / others)
+    return loss.mean() * temperature**2

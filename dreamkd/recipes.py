@@ -19,6 +19,7 @@ from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, enough_memory, to_uint8
 from dreamkd.errors import Stopped
 from dreamkd.events import Hint, Note, OnEvent, Progress
+from dreamkd.examples import Examples
 from dreamkd.images import Pixels
 from dreamkd.labels import label_range
 from dreamkd.metrics import measure
@@ -27,8 +28,9 @@ from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
 from dreamkd.sequence import carry, outstanding
+from dreamkd.softlabels import Recorder, Stored
 from dreamkd.synthesis import LOOK, OnStep, Synthesiser
-from dreamkd.training import Examples, Training
+from dreamkd.training import Training
 
 #: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
 _SYNTHESIS_SHARE = 2 / 3
@@ -53,11 +55,19 @@ class Job:
     on_event: OnEvent
     should_stop: Callable[[], bool]
     flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
+    recorder: Recorder | None = None  # of the teacher's outputs
+    stored: Stored | None = None  # the teacher's outputs, if it need not run
 
     def __post_init__(self) -> None:
         """Set up the student's training."""
         self.training = Training(
-            self.student, self.teacher, self.config, runtime=self.runtime, on_event=self.on_event
+            self.student,
+            self.teacher,
+            self.config,
+            runtime=self.runtime,
+            record=self.recorder.add if self.recorder else None,
+            stored=self.stored.at if self.stored else None,
+            on_event=self.on_event,
         )
         self.seconds = 0.0  # of synthesis, over all processes
         self.curve: list[dict[str, float]] = []  # step, images, top1, seconds of work before it
@@ -123,6 +133,9 @@ def offline(job: Job) -> Examples:
     """Train on images that exist, which are returned."""
     assert job.given is not None
     job.resume()
+    if job.recorder is not None:
+        job.recorder.begin(job.training.step)
+        job.flush = job.recorder.flush
     with job.training:
         job.train(job.given, until=int(job.config.steps))
     return job.given

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,13 @@ from dreamkd.augment import cut_mix, random_crop
 from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, check_finite, compile_step, fixed, normalise, rate
 from dreamkd.events import OnEvent, ignore
+from dreamkd.examples import Examples
+from dreamkd.losses import Top
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
 
 #: Steps between two looks at the loss: each look is a host sync.
 LOOK = 25
-
-
-class Examples(NamedTuple):
-    """What a student learns from, or is measured on."""
-
-    images: Tensor  # uint8 (N, C, H, W)
-    labels: Tensor  # int64 (N,)
 
 
 class Training:
@@ -46,6 +41,8 @@ class Training:
         config: DistillConfig,
         *,
         runtime: Runtime,
+        record: Callable[[int, Top], None] | None = None,
+        stored: Callable[[int], Top] | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
         """Move the student to the runtime's device, where it learns in place and stays.
@@ -54,7 +51,10 @@ class Training:
             student: of the teacher's classes, channels and input size.
             teacher: a fixed copy of it runs; it is left alone.
             config: settled (no `auto` left).
+            record: told of every step and the teacher's `--store-labels` largest outputs.
+            stored: the teacher's outputs of a step, which then does not run.
         """
+        self._record, self._stored = record, stored
         self.student = student
         self.teacher = teacher
         self.config = config
@@ -74,7 +74,7 @@ class Training:
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
-        self._loss: Callable[[Tensor, Tensor | None], Tensor] = self._distillation
+        self._loss: Callable[..., tuple[Tensor, Top | None]] = self._distillation
         if self.config.compile == "on":
             self._loss = compile_step(self._distillation, on_event=self._on_event)
         return self
@@ -107,8 +107,11 @@ class Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             views, targets = self._draw(examples, step)
+            known = self._stored(step) if self._stored is not None else None
             with self.runtime.autocast():
-                loss = self._loss(views, targets)
+                loss, said = self._loss(views, targets, known)
+            if self._record is not None and said is not None:
+                self._record(step, said)
             self._optimizer.zero_grad()
             torch.autograd.backward(loss * self.runtime.loss_scale)
             if self.runtime.loss_scale != 1:
@@ -220,21 +223,37 @@ class Training:
                 targets = torch.lerp(targets, targets[others], share[:, None])
         return views, targets
 
-    def _distillation(self, views: Tensor, targets: Tensor | None) -> Tensor:
-        """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks."""
-        config = self.config
-        ours, theirs = self.student.card, self.teacher.card
-        inputs = normalise(views, mean=theirs.mean, std=theirs.std)
-        with torch.no_grad():
-            target = self._fixed(inputs.contiguous(memory_format=torch.channels_last))
-        if (ours.mean, ours.std) != (theirs.mean, theirs.std):
-            inputs = normalise(views, mean=ours.mean, std=ours.std)
+    def _distillation(
+        self, views: Tensor, targets: Tensor | None, known: Top | None
+    ) -> tuple[Tensor, Top | None]:
+        """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks.
+
+        Returns: the loss, and what is to be recorded of the teacher.
+        """
+        config, said = self.config, None
+        temperature = float(config.temperature)
+        inputs = normalise(views, mean=self.student.card.mean, std=self.student.card.std)
         logits = self._module(inputs.contiguous(memory_format=torch.channels_last))
-        loss = losses.distillation(target, logits, temperature=float(config.temperature))
+        if known is None:
+            target = self._ask(views, inputs)
+            loss = losses.distillation(target, logits, temperature=temperature)
+            if self._record is not None:
+                said = losses.top(target, config.store_labels, temperature=temperature)
+        else:
+            loss = losses.distillation_from_top(known, logits, temperature=temperature)
         if targets is not None:
             smoothing = config.label_smoothing
             loss += config.hard_labels * losses.hard_labels(logits, targets, smoothing=smoothing)
-        return loss
+        return loss, said
+
+    @torch.no_grad()
+    def _ask(self, views: Tensor, inputs: Tensor) -> Tensor:
+        """The teacher's logits; `inputs` are the views as the student sees them."""
+        ours, theirs = self.student.card, self.teacher.card
+        if (ours.mean, ours.std) != (theirs.mean, theirs.std):
+            inputs = normalise(views, mean=theirs.mean, std=theirs.std)
+        logits: Tensor = self._fixed(inputs.contiguous(memory_format=torch.channels_last))
+        return logits
 
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)

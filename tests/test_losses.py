@@ -158,3 +158,23 @@ def test_a_flat_image_has_a_finite_gradient(prior) -> None:
     x = torch.zeros(2, 3, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(prior(x).sum(), x)
     assert torch.equal(gradient, torch.zeros_like(x))
+
+
+def test_distillation_from_all_outputs_is_that_from_the_logits() -> None:
+    teacher, student = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0)) * 3
+    kept = losses.top(teacher, 50, temperature=4.0)
+    assert kept.classes.shape == (8, 20)
+    found = losses.distillation_from_top(kept, student, temperature=4.0)
+    wanted = losses.distillation(teacher, student, temperature=4.0)
+    assert float(found) == pytest.approx(float(wanted), rel=2e-3)
+
+
+def test_what_is_not_kept_of_the_teacher_is_spread_evenly() -> None:
+    teacher = torch.tensor([[2.0, 1.0, 0.0, -1.0, -1.0]])
+    student = torch.tensor([[0.5, 0.0, 1.0, -0.5, 0.2]])
+    kept = losses.top(teacher, 2, temperature=2.0)
+    p = (teacher / 2).softmax(1)[0]
+    p = torch.cat([p[:2], (1 - p[:2].sum()).expand(3) / 3])
+    q = (student / 2).log_softmax(1)[0]
+    found = losses.distillation_from_top(kept, student, temperature=2.0)
+    assert float(found) == pytest.approx(4 * float((p * (p.log() - q)).sum()), rel=2e-3)

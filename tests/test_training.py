@@ -10,8 +10,9 @@ from dreamkd import models
 from dreamkd.config import settle
 from dreamkd.engine import Runtime, rate
 from dreamkd.errors import DivergedError
+from dreamkd.examples import Examples
 from dreamkd.models import Classifier
-from dreamkd.training import Examples, Training
+from dreamkd.training import Training
 from tests.conftest import distill_config
 
 

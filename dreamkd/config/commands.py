@@ -339,6 +339,10 @@ class DistillConfig(
         _refuse_idle(self)
         if self.data and self.recipe not in ("auto", "offline"):
             raise ConfigError(f"--recipe {self.recipe}: makes its own images; leave out --data")
+        if not self.data and (self.store_labels or self.labels):
+            raise ConfigError("--store-labels, --labels: labels are of given images; give --data")
+        if self.store_labels and self.labels:
+            raise ConfigError("--store-labels: would only copy those of --labels")
         if self.recipe == "offline" and not self.data:
             raise ConfigError("--recipe offline: needs images to train on; give --data")
         given = "auto" not in (self.recipe, self.images) and self.recipe != "offline"

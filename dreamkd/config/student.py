@@ -93,6 +93,20 @@ class StudentConfig:
     label_smoothing: float = option(
         0.0, group=STUDENT, minimum=0, maximum=0.99, help="of the labels of --hard-labels"
     )
+    store_labels: int = option(
+        0,
+        group=STUDENT,
+        minimum=0,
+        maximum=MOST_IMAGES,
+        help="with --data: keep so many of the teacher's largest outputs for every image of every "
+        "step, six bytes each, in labels/ of the run; 0 keeps none",
+    )
+    labels: str | None = option(
+        None,
+        group=STUDENT,
+        help="with --data: a finished run with --store-labels on the same data, whose labels stand "
+        "for the teacher",
+    )
     ema: float = option(
         0.0,
         group=STUDENT,

@@ -110,7 +110,12 @@ def test_every_legal_value_reaches_the_settings(command: str, field: OptionField
         more = {"input_size": ["--input-size", "7,7"], "steps": ["--warmup", "0"]}
         given += more.get(field.name, ["--steps", "999"])
         want = (7 + field.option.minimum, 7, 7) if field.name == "input_size" else want
-    needs = {"label_smoothing": ["--hard-labels", "1"], "eval_every": ["--eval-data", "d"]}
+    needs = {
+        "label_smoothing": ["--hard-labels", "1"],
+        "eval_every": ["--eval-data", "d"],
+        "store_labels": ["--data", "d"],
+        "labels": ["--data", "d"],
+    }
     given += needs.get(field.name, [])
     if command == "invert" and field.name in COMPETITION:  # legal together only
         given += [

@@ -1,0 +1,145 @@
+"""Stored labels: every step's own, across files, stops and damage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dreamkd import models
+from dreamkd.config import DistillConfig, merge
+from dreamkd.distillation import Distillation, distill
+from dreamkd.errors import ConfigError, DataError, Stopped
+from dreamkd.inversion import invert
+from dreamkd.losses import Top
+from dreamkd.softlabels import SEGMENT, Recorder, Stored
+from tests.conftest import PLAIN, invert_config
+
+
+def label(step: int) -> Top:
+    return Top(torch.full((2, 3), step, dtype=torch.int32), torch.full((2, 3), -step / 8).half())
+
+
+@pytest.mark.parametrize("stop", [1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT])
+def test_what_was_recorded_is_read_back_also_after_a_stop(tmp_path: Path, stop: int) -> None:
+    total = 2 * SEGMENT + 5
+    first = Recorder(tmp_path / "labels")
+    first.begin(0)
+    for step in range(stop + 3):  # what comes after the saved step is lost, or made again
+        first.add(step, label(step))
+        if step == stop - 1:
+            first.flush()
+    second = Recorder(tmp_path / "labels")
+    second.begin(stop)
+    for step in range(stop, total):
+        second.add(step, label(step))
+    second.flush()
+    stored = Stored(tmp_path / "labels", device="cpu")
+    for step in (0, SEGMENT + 7, stop, SEGMENT - 1, total - 1):
+        for found, wanted in zip(stored.at(step), label(step), strict=True):
+            assert torch.equal(found, wanted)
+    with pytest.raises(DataError, match="labels of the teacher are missing"):
+        stored.at(3 * SEGMENT)
+
+
+SETTINGS: dict[str, Any] = {
+    **PLAIN,
+    "teacher": "digits_resnet14",
+    "student": "cifar_resnet8",
+    "steps": 80,
+    "batch_size": 16,
+}
+
+
+def run(folder: Path, made: Path, **given: Any) -> Distillation:
+    return distill(
+        merge(DistillConfig, {**SETTINGS, "data": str(made), "out": str(folder), **given})
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "run"
+    invert(invert_config(out=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose labels hold all ten classes."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(folder, made, store_labels=10)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return models.load(folder / "student.safetensors").module.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_storing_changes_nothing_and_the_labels_stand_for_the_teacher(
+    made: Path, whole: Path, tmp_path: Path
+) -> None:
+    run(tmp_path / "plain", made)
+    assert same(weights(tmp_path / "plain"), weights(whole))
+    # At a rate at which 80 steps do not yet magnify what half precision rounds off.
+    run(tmp_path / "asked", made, lr=1e-4)
+    run(tmp_path / "told", made, lr=1e-4, labels=str(whole))
+    asked, told = weights(tmp_path / "asked"), weights(tmp_path / "told")
+    assert not same(asked, told)
+    assert all(torch.allclose(told[n].float(), asked[n].float(), atol=1e-2) for n in asked)
+    run(tmp_path / "other", made, labels=str(whole), student="cifar_resnet14")
+    # 80 steps of 16 images with ten outputs of six bytes each, and two headers.
+    bytes_ = sum(path.stat().st_size for path in (whole / "labels").iterdir())
+    assert 80 * 16 * 10 * 6 < bytes_ < 80 * 16 * 10 * 6 + 2000
+
+
+def test_stopped_it_stores_the_same_bytes(made: Path, whole: Path, tmp_path: Path) -> None:
+    left = iter([False] * 69 + [True])
+    config = merge(
+        DistillConfig,
+        {**SETTINGS, "data": str(made), "out": str(tmp_path / "run"), "store_labels": 10},
+    )
+    with pytest.raises(Stopped):
+        distill(config, should_stop=lambda: next(left))
+    distill(config)
+    for path in (whole / "labels").iterdir():
+        assert (tmp_path / "run" / "labels" / path.name).read_bytes() == path.read_bytes()
+    assert same(weights(tmp_path / "run"), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"steps": 60, "batch_size": 32}, "steps is 80 there and 60 here; batch size is 16"),
+        ({"cutmix": 0.5}, "cutmix is 0.0 there and 0.5 here"),
+        ({"data": "sklearn:digits"}, "data pixels sha256 is"),
+        ({"labels": "."}, "is no run of dreamkd distill"),
+        ({"store_labels": 3}, "would only copy those of --labels"),
+    ],
+    ids=str,
+)
+def test_labels_of_other_views_are_refused(
+    given: dict[str, Any], line: str, made: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=line):
+        run(tmp_path / "run", made, **{"labels": str(whole), **given})
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_an_unfinished_run_are_refused(made: Path, whole: Path, tmp_path: Path) -> None:
+    resolved = json.loads((whole / "resolved.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "resolved.json").write_text(json.dumps(resolved))
+    with pytest.raises(ConfigError, match="is not finished, or was made without --store-labels"):
+        run(tmp_path / "run", made, labels=str(tmp_path / "other"))
+
+
+def test_labels_without_data_are_refused() -> None:
+    with pytest.raises(ConfigError, match="labels are of given images; give --data"):
+        merge(DistillConfig, {"teacher": "t", "student": "s", "store_labels": 5})
