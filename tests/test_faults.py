@@ -26,7 +26,7 @@ def facts(folder: Path) -> dict[str, bytes]:
 
 
 def run_invert(folder: Path, **given: Any) -> None:
-    invert(invert_config(out=str(folder), per_class=6, **given))
+    invert(invert_config(out=str(folder), per_class=6, image_steps=1, r_feature=1.0, **given))
 
 
 def run_distill(folder: Path) -> None:
