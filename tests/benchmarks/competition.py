@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.competition --teacher digits_resnet14 --student half.safetensors
 
-Both are runs of `dreamkd invert` with the same start and steps. On the stored images: the share that
-teacher and student classify as asked, and the mean Jensen-Shannon divergence of their outputs
+Both are runs of `dreamkd invert` with the same start and steps. On the stored images: the share
+that teacher and student classify as asked, and the mean Jensen-Shannon divergence of their outputs
 (seed Eq. 8), in nats.
 """
 
