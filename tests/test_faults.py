@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,12 +24,12 @@ def facts(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files if path.exists()}
 
 
-def run_invert(folder: Path, **given: Any) -> None:
-    invert(invert_config(out=str(folder), per_class=6, image_steps=1, r_feature=1.0, **given))
+def run_invert(folder: Path) -> None:
+    invert(invert_config(out=str(folder), per_class=6, image_steps=1, r_feature=1.0))
 
 
 def run_distill(folder: Path) -> None:
-    distill(distill_config(out=str(folder), noise_baseline="off"))
+    distill(distill_config(out=str(folder), image_steps=1, r_feature=1.0, steps=6, warmup=0))
 
 
 class FullDisk:
@@ -99,7 +98,7 @@ def unshare(*command: str) -> subprocess.CompletedProcess[str]:
 REAL_DISK = """
 mount -t tmpfs -o size=40k tmpfs $0 || exit 99
 dreamkd() {{ {python} -m dreamkd.cli invert digits_resnet14 --per-class 6 --image-steps 1 \
-    --r-feature 1 --image-batch-size 20 --threads 1 --precision fp32 --compile off --quiet \
+    --r-feature 1 --image-batch-size 20 --threads 1 --precision fp32 --compile off --device cpu --quiet \
     --out $0/run; }}
 dreamkd; echo $?                      # not enough room, known beforehand
 mount -o remount,size=10m tmpfs $0
