@@ -7,9 +7,8 @@ so with images of a generator that learns from batch to batch (Fang et al. 2022)
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from dreamkd import batchnorm, models, samples
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, time_limit
-from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_synthetic, read_labelled
 from dreamkd.files import require_room
@@ -29,15 +27,10 @@ from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.softlabels import Recorder, Stored, difference
+from dreamkd.softlabels import VIEWS, Recorder, Stored, require_same
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _SMALL = 64
-
-
-#: Where a run keeps the teacher's outputs, and the settings that these depend on.
-_LABELS = "labels"
-_VIEWS = ("seed", "steps", "batch_size", "flip", "cutmix", "temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +100,11 @@ def distill(
     inputs = {
         "data_pixels_sha256": data and _pixels_sha256(data.examples),
         "bn_prior_sha256": prior and prior.sha256(),
-        "student_sha256": student.sha256(),
     }
     if config.labels is not None:
-        _require_same_views(config, settled(config, teacher), teacher, inputs)
+        views = {name: getattr(settled(config, teacher), name) for name in VIEWS}
+        require_same(Path(config.labels), {**inputs, **views, "teacher_sha256": teacher.sha256()})
+    inputs["student_sha256"] = student.sha256()
     plan = partial(
         fit,
         given=config,
@@ -146,8 +140,8 @@ def distill(
             prior=prior,
             given=data and data.examples,
             measured=labelled and labelled.examples,
-            recorder=Recorder(folder / _LABELS) if config.store_labels else None,
-            stored=_stored(config, runtime),
+            recorder=Recorder(folder) if config.store_labels else None,
+            stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
             on_event=on_event,
             should_stop=should_stop,
         )
@@ -201,32 +195,6 @@ def _room(config: DistillConfig, student: Classifier, *, made: int) -> int:
 
 def _pixels_sha256(examples: Examples) -> str:
     return samples.pixels_sha256(examples.images, examples.labels.tolist())
-
-
-def _require_same_views(
-    given: DistillConfig, config: DistillConfig, teacher: Classifier, inputs: Mapping[str, Any]
-) -> None:
-    """Raises: ConfigError: the labels of `--labels` are of other views, or not complete."""
-    run = Path(str(given.labels))
-    try:
-        then = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
-        decided = {name: then["config"][name] for name in _VIEWS}
-        decided |= {name: then[name] for name in ("teacher_sha256", "data_pixels_sha256")}
-        complete = then["config"]["store_labels"] > 0 and (run / "result.json").exists()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
-    if not complete:
-        raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
-    now = {name: getattr(config, name) for name in _VIEWS}
-    now |= {"teacher_sha256": teacher.sha256(), "data_pixels_sha256": inputs["data_pixels_sha256"]}
-    if differing := difference(decided, now):
-        raise ConfigError(f"--labels {run}: {differing}")
-
-
-def _stored(config: DistillConfig, runtime: Runtime) -> Stored | None:
-    if config.labels is None:
-        return None
-    return Stored(Path(config.labels) / _LABELS, device=runtime.device)
 
 
 def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:

@@ -7,6 +7,7 @@ themselves.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,30 @@ from typing import Any
 import torch
 
 from dreamkd import states
-from dreamkd.errors import DataError, ModelError
+from dreamkd.errors import ConfigError, DataError, ModelError
 from dreamkd.files import make_folders
 from dreamkd.losses import Top
 
 #: Student steps in one file.
 SEGMENT = 64
 
+#: Where a run keeps them.
+FOLDER = "labels"
+
+#: Settings that views and stored labels depend on.
+VIEWS = ("seed", "steps", "batch_size", "flip", "cutmix", "temperature")
+
 
 class Recorder:
     """Writes the labels of one step after another."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: inside an existing one.
+        """`folder`: of a run.
 
         Raises: RunError: it cannot be made.
         """
-        make_folders(folder)
-        self._folder = folder
+        self._folder = folder / FOLDER
+        make_folders(self._folder)
         self._rows: list[Top] = []
         self._first = 0  # the step of the first row
 
@@ -69,7 +76,7 @@ class Stored:
     """Reads what a `Recorder` wrote."""
 
     def __init__(self, folder: Path, *, device: str) -> None:
-        self._folder = folder
+        self._folder = folder / FOLDER
         self._device = device
         self._first = -1
 
@@ -84,16 +91,28 @@ class Stored:
         return Top(*(part[step - first].to(self._device) for part in self._segment))
 
 
-def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of `now` the stored labels were not made for; empty if nothing.
+def require_same(run: Path, now: Mapping[str, Any]) -> None:
+    """Check that the labels in a run's folder are complete and of the views of another run.
 
-    Args: facts on which the views and the teacher's outputs depend, by name.
+    Args: now: the facts that views and labels depend on, as `resolved.json` names them.
+
+    Raises: ConfigError: they are not; the line names every difference.
     """
-    return "; ".join(
+    try:
+        resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
+        then = {**resolved["config"], **resolved}
+        kept = then["store_labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
+    if not kept or not (run / "result.json").exists():
+        raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
+    differing = [
         f"{name.replace('_', ' ')} is {then.get(name)!r} there and {value!r} here"
         for name, value in now.items()
         if then.get(name) != value
-    )
+    ]
+    if differing:
+        raise ConfigError(f"--labels {run}: {'; '.join(differing)}")
 
 
 def _path(folder: Path, first: int) -> Path:

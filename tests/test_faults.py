@@ -98,8 +98,8 @@ def unshare(*command: str) -> subprocess.CompletedProcess[str]:
 REAL_DISK = """
 mount -t tmpfs -o size=40k tmpfs $0 || exit 99
 dreamkd() {{ {python} -m dreamkd.cli invert digits_resnet14 --per-class 6 --image-steps 1 \
-    --r-feature 1 --image-batch-size 20 --threads 1 --precision fp32 --compile off --device cpu --quiet \
-    --out $0/run; }}
+    --r-feature 1 --image-batch-size 20 --device cpu --threads 1 --precision fp32 --compile off \
+    --quiet --out $0/run; }}
 dreamkd; echo $?                      # not enough room, known beforehand
 mount -o remount,size=10m tmpfs $0
 ( ulimit -f 20; dreamkd ); echo $?    # no file above 20 KiB: the first shard is larger

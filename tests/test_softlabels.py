@@ -24,18 +24,18 @@ def label(step: int) -> Top:
 @pytest.mark.parametrize("stop", [1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT])
 def test_what_was_recorded_is_read_back_also_after_a_stop(tmp_path: Path, stop: int) -> None:
     total = 2 * SEGMENT + 5
-    first = Recorder(tmp_path / "labels")
+    first = Recorder(tmp_path)
     first.begin(0)
     for step in range(stop + 3):  # what comes after the saved step is lost, or made again
         first.add(step, label(step))
         if step == stop - 1:
             first.flush()
-    second = Recorder(tmp_path / "labels")
+    second = Recorder(tmp_path)
     second.begin(stop)
     for step in range(stop, total):
         second.add(step, label(step))
     second.flush()
-    stored = Stored(tmp_path / "labels", device="cpu")
+    stored = Stored(tmp_path, device="cpu")
     for step in (0, SEGMENT + 7, stop, SEGMENT - 1, total - 1):
         for found, wanted in zip(stored.at(step), label(step), strict=True):
             assert torch.equal(found, wanted)
