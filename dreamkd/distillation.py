@@ -80,20 +80,20 @@ def distill(
     should_stop = time_limit(should_stop, minutes=config.max_minutes)
     teacher = models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
-    recipe = settled(config, teacher).recipe
+    decided = settled(config, teacher)  # but for what is measured: the same whatever the machine
     prior = None
     if config.bn_prior is not None:
         prior = load_partner(
             config.bn_prior, teacher, option="--bn-prior", trust_pickle=config.trust_pickle
         )
         on_event(Note(f"statistics: {prior.card.source}"))
-    if recipe != "offline":
+    if decided.recipe != "offline":
         source = prior or teacher
         batchnorm.require_statistics(source.module, name=source.card.architecture)
     student = starting_student(config, teacher, on_event=on_event)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
-    try_out(teacher, factor=coarsest(settled(config, teacher)))
+    try_out(teacher, factor=coarsest(decided))
     try_out(student, training=True)
     labelled = read_labelled(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
     data = read_labelled(config.data, teacher, crop_pct=1.0)  # shards are used as they are
@@ -102,7 +102,7 @@ def distill(
         "bn_prior_sha256": prior and prior.sha256(),
     }
     if config.labels is not None:
-        views = {name: getattr(settled(config, teacher), name) for name in VIEWS}
+        views = {name: getattr(decided, name) for name in VIEWS}
         require_same(Path(config.labels), {**inputs, **views, "teacher_sha256": teacher.sha256()})
     inputs["student_sha256"] = student.sha256()
     plan = partial(
@@ -117,7 +117,7 @@ def distill(
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
-        room = require_room(folder, _room(settled(config, teacher), student, made=run.images))
+        room = require_room(folder, _room(decided, student, made=run.images))
         config, runtime = prepare(
             run,
             config,
@@ -145,7 +145,7 @@ def distill(
             on_event=on_event,
             should_stop=should_stop,
         )
-        examples = RECIPES[recipe](job)
+        examples = RECIPES[config.recipe](job)
         with runtime.active():
             student = job.training.result(examples)
         synthetic = data is None or is_synthetic(str(config.data))

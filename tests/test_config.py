@@ -237,6 +237,7 @@ def test_what_is_given_is_not_settled() -> None:
         (InvertConfig, {"model": "m", "quiet": True, "verbose": True}, "--quiet and --verbose"),
         (DistillConfig, {**PAIR, "steps": 3, "warmup": 3}, "--warmup: 3"),
         (DistillConfig, {**PAIR, "recipe": "offline"}, "--recipe offline: needs images"),
+        (DistillConfig, {**PAIR, "data": "d", "labels": "l", "budget_minutes": 1}, "--labels: are"),
         (DistillConfig, {**PAIR, "recipe": "adaptive", "data": "d"}, "--recipe adaptive: makes"),
         (
             DistillConfig,

@@ -341,6 +341,8 @@ class DistillConfig(
             raise ConfigError(f"--recipe {self.recipe}: makes its own images; leave out --data")
         if not self.data and (self.store_labels or self.labels):
             raise ConfigError("--store-labels, --labels: labels are of given images; give --data")
+        if self.labels and self.budget_minutes:
+            raise ConfigError("--labels: are of so many --steps; leave out --budget-minutes")
         if self.store_labels and self.labels:
             raise ConfigError("--store-labels: would only copy those of --labels")
         if self.recipe == "offline" and not self.data:
