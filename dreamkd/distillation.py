@@ -161,8 +161,9 @@ def distill(
             with runtime.active():
                 baseline = other.training.result(noise)
         with runtime.active():
-            result = _accuracies(teacher, student, baseline, labelled, job.curve) | {
-                "images": len(examples.images),
+            count = len(examples.images)
+            result = _accuracies(job, student, baseline, labelled, images=count) | {
+                "images": count,
                 "image_source": data.source if data else f"made from {config.teacher}",
                 "steps": int(config.steps),
                 "data_free": data_free,
@@ -214,27 +215,27 @@ def _save(job: Job, student: Classifier, *, data_free: bool) -> Path:
 
 
 def _accuracies(
-    teacher: Classifier,
+    job: Job,
     student: Classifier,
     baseline: Classifier | None,
     data: Labelled | None,
-    curve: list[dict[str, float]],
+    *,
+    images: int,
 ) -> dict[str, Any]:
     """Percent on the evaluation data, which trained nothing; None where there is none."""
     if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
         return dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
-    (images, labels), source = data
-    found = measure(student, images, labels, teacher=teacher)
-    noise = measure(baseline, images, labels) if baseline else None
-    best = max(curve, key=lambda point: point["top1"], default=None)
+    found = measure(student, *data.examples, teacher=job.teacher)
+    curve = [*job.curve, job.point(found.top1, images=images)]
+    best = max(curve, key=lambda point: point["top1"])
     return {
-        "teacher_top1": measure(teacher, images, labels).top1,
+        "teacher_top1": measure(job.teacher, *data.examples).top1,
         "student_top1": found.top1,
-        "noise_top1": noise.top1 if noise else None,
+        "noise_top1": measure(baseline, *data.examples).top1 if baseline else None,
         "agreement": found.agreement,
-        "best_top1": best and best["top1"],
-        "best_step": best and best["step"],
+        "best_top1": best["top1"],
+        "best_step": best["step"],
         "curve": curve,
-        "eval_source": source,
+        "eval_source": data.source,
     }

@@ -70,7 +70,7 @@ class Job:
             on_event=self.on_event,
         )
         self.seconds = 0.0  # of synthesis, over all processes
-        self.curve: list[dict[str, float]] = []  # step, images, top1, seconds of work before it
+        self.curve: list[dict[str, float]] = []  # of the student as it learned
         self._looks = looks(self.config)
         self._saved_at = time.monotonic()
 
@@ -100,15 +100,13 @@ class Job:
         assert self.measured is not None
         found = measure(self.training.result(examples), *self.measured)
         self.training.student.module.train()
-        self.curve.append(
-            {
-                "step": self.training.step,
-                "images": len(examples.images),
-                "top1": found.top1,
-                "seconds": self.seconds + self.training.seconds,
-            }
-        )
+        self.curve.append(self.point(found.top1, images=len(examples.images)))
         self.on_event(Note(f"step {self.training.step}: {found.top1:.2f} % top-1"))
+
+    def point(self, top1: float, *, images: int) -> dict[str, float]:
+        """One point of the curve, at the student's step; seconds of synthesis and training."""
+        seconds = self.seconds + self.training.seconds
+        return {"step": self.training.step, "images": images, "top1": top1, "seconds": seconds}
 
     def train(self, examples: Examples, *, until: int) -> None:
         """Advance the student to step `until`, saving now and then and when asked to stop."""

@@ -75,16 +75,16 @@ def test_the_result_has_teacher_student_and_noise(whole: Path) -> None:
 
 def test_the_curve_is_of_the_student_as_it_learned(whole: Path, tmp_path: Path) -> None:
     result = json.loads((whole / "result.json").read_text())
-    # Two rounds in two thirds of 12 steps, one as long after them, the last step left out.
-    assert [point["step"] for point in result["curve"]] == [4, 8]
-    assert [point["images"] for point in result["curve"]] == [40, 60]
+    # Two rounds in two thirds of 12 steps, one as long after them.
+    assert [point["step"] for point in result["curve"]] == [4, 8, 12]
+    assert [point["images"] for point in result["curve"]] == [40, 60, 80]
     assert result["best_top1"] == max(point["top1"] for point in result["curve"])
     # Being measured less often changes nothing.
     measured = {"eval_data": "sklearn:digits", "noise_baseline": "off"}
     coarse = run(tmp_path / "run", eval_every=2, **measured)
-    assert [point["step"] for point in coarse.curve] == [8]
+    assert [point["step"] for point in coarse.curve] == [8, 12]
     assert coarse.curve[0]["top1"] == result["curve"][1]["top1"]
-    assert coarse.student_top1 == result["student_top1"]
+    assert coarse.student_top1 == result["student_top1"] == result["curve"][-1]["top1"]
 
 
 def test_a_student_goes_on_from_a_checkpoint(whole: Path, tmp_path: Path) -> None:

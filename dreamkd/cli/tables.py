@@ -96,12 +96,11 @@ def distillation(found: Distillation, config: DistillConfig) -> tuple[Renderable
     """Teacher, student and noise baseline side by side, if measured, and the run."""
     run = found.to_json()
     run.pop("curve")
-    top1 = {name: run.pop(f"{name}_top1") for name in ("teacher", "student", "noise")}
+    top1 = {name: run.pop(f"{name}_top1") for name in ("teacher", "student", "noise", "best")}
     summary = facts({"student": found.student, **run})
     if top1["teacher"] is None:
         return (summary,)
-    best = found.best_top1 is not None
-    table = _table("network", "learned from", "top-1 %>", *(["best seen %>"] if best else []))
+    table = _table("network", "learned from", "top-1 %>", "best seen %>")
     rows = {
         "teacher": (f"teacher {config.teacher}", "its own data"),
         "student": (f"student {config.student}", found.image_source),
@@ -109,8 +108,8 @@ def distillation(found: Distillation, config: DistillConfig) -> tuple[Renderable
     }
     for row, (network, source) in rows.items():
         if top1[row] is not None:
-            seen = f"{found.best_top1:.2f}" if best and row == "student" else ""
-            table.add_row(_cell(network), _cell(source), f"{top1[row]:.2f}", *([seen] * best))
+            best = f"{top1['best']:.2f}" if row == "student" else ""
+            table.add_row(_cell(network), _cell(source), f"{top1[row]:.2f}", best)
     return table, summary
 
 
