@@ -1,6 +1,7 @@
 """Processes that end from outside: killed, they continue to the same end; asked, they save."""
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,15 +19,29 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(job: str, tmp_path:
     assert kills.hunt(kills.JOBS[job], tmp_path, kills=5).ends >= 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(
-    tmp_path: Path, number: int, code: int
-) -> None:
+@pytest.fixture
+def working(tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A process in the middle of a batch."""
     process = kills.start(LONG, tmp_path / "run")
     while not (tmp_path / "run" / "progress.json").exists():
         assert process.poll() is None
         time.sleep(0.1)  # another process: there is nothing to wait on but its file
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output.decode()
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(
+    working: subprocess.Popen[bytes], number: int, code: int
+) -> None:
+    working.send_signal(number)
+    output, _ = working.communicate(timeout=60)
+    assert working.returncode == code, output.decode()
     assert "the same command continues" in output.decode()
+
+
+def test_asked_twice_it_stops_at_once(working: subprocess.Popen[bytes]) -> None:
+    working.send_signal(signal.SIGINT)
+    working.send_signal(signal.SIGINT)
+    output, _ = working.communicate(timeout=20)
+    assert working.returncode == 130, output.decode()
+    assert "Traceback" not in output.decode()
