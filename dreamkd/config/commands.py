@@ -163,6 +163,12 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
         help="folder of class folders, tar(s) of them, WebDataset tars, run folder, "
         "torchvision:NAME:ROOT[:test|train] or sklearn:digits[:test|train]",
     )
+    precision: str = option(
+        "fp32",
+        group=_RUN,
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of matrix products; fp32 as published figures are, and those of distill",
+    )
     teacher: str | None = option(
         None, group=_MODEL, help="second model, whose top-1 predictions are compared"
     )
