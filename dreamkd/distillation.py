@@ -7,6 +7,7 @@ so with images of a generator that learns from batch to batch (Fang et al. 2022)
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,23 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dreamkd import batchnorm, models, samples
+from dreamkd import batchnorm, models, samples, softlabels
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, time_limit
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_synthetic, read_labelled
 from dreamkd.files import require_room
+from dreamkd.images import IMAGES
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
 from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.softlabels import VIEWS, Recorder, Stored, require_same
+from dreamkd.softlabels import Recorder, Stored
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
-_SMALL = 64
+_CHEAP = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,15 @@ def distill(
     try_out(student, training=True)
     labelled = read_labelled(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
     data = read_labelled(config.data, teacher, crop_pct=1.0)  # shards are used as they are
-    inputs = {
+    inputs: dict[str, Any] = {
         "data_pixels_sha256": data and _pixels_sha256(data.examples),
         "bn_prior_sha256": prior and prior.sha256(),
     }
     if config.labels is not None:
-        views = {name: getattr(decided, name) for name in VIEWS}
-        require_same(Path(config.labels), {**inputs, **views, "teacher_sha256": teacher.sha256()})
+        wanted = {name: getattr(decided, name) for name in softlabels.VIEWS}
+        wanted |= {**inputs, "teacher_sha256": teacher.sha256()}
+        wanted |= {f"teacher_{name}": getattr(teacher.card, name) for name in softlabels.CARD}
+        inputs["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
     inputs["student_sha256"] = student.sha256()
     plan = partial(
         fit,
@@ -117,7 +121,11 @@ def distill(
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
-        room = require_room(folder, _room(decided, student, made=run.images))
+
+        def check(config: DistillConfig) -> None:
+            needed = _room(config, student, made=run.images)
+            on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
+
         config, runtime = prepare(
             run,
             config,
@@ -125,25 +133,29 @@ def distill(
             prior=prior,
             image_steps=_image_steps,
             inputs=inputs,
+            check=check,
             plan=plan if config.budget_minutes else None,
         )
         on_event = run.listener(on_event)
-        on_event(Note(f"run: {folder}; {room}"))
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
+        common: dict[str, Any] = {
+            "run": run,
+            "config": config,
+            "runtime": runtime,
+            "teacher": teacher,
+            "on_event": on_event,
+            "should_stop": should_stop,
+        }
+        again = _copy(student) if _wants_baseline(config, teacher) else None
         job = Job(
             name="student",
-            run=run,
-            config=config,
-            runtime=runtime,
-            teacher=teacher,
             student=student,
             prior=prior,
             given=data and data.examples,
             measured=labelled and labelled.examples,
             recorder=Recorder(folder) if config.store_labels else None,
             stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
-            on_event=on_event,
-            should_stop=should_stop,
+            **common,
         )
         examples = RECIPES[config.recipe](job)
         with runtime.active():
@@ -152,11 +164,8 @@ def distill(
         data_free = synthetic and student.card.data_free
         saved = _save(job, student, data_free=data_free)
         baseline = None
-        if _wants_baseline(config, teacher):
-            again = starting_student(config, teacher)
-            other = replace(
-                job, name="noise", student=again, measured=None, recorder=None, stored=None
-            )
+        if again is not None:
+            other = Job(name="noise", student=again, **common)
             noise = on_noise(other, count=len(examples.images))
             with runtime.active():
                 baseline = other.training.result(noise)
@@ -184,14 +193,23 @@ def _image_steps(config: DistillConfig) -> int:
 
 
 def _room(config: DistillConfig, student: Classifier, *, made: int) -> int:
-    """Bytes that the run still writes, at most: images, two saved states, the student.
+    """Bytes that the run still writes, at most: images, labels, states, the student.
 
-    A budget may plan more images than `config` (settled without it) has.
+    A state is replaced by a whole new one, and the noise baseline has one of its own; a student's
+    holds weights, their average, and the optimiser's moments.
     """
-    wanted = 0 if config.data else batches(config) * int(config.image_batch_size) - made
+    size = student.card.input_size
+    images = 0 if config.data else batches(config) * int(config.image_batch_size) - made
+    carried = 0 if config.data else IMAGES[config.images].carried(size)
+    views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
-    copies = 2 + (config.optimizer == "adamw") + (config.ema > 0)  # in a state: weights, moments
-    return samples.room(max(0, wanted), student.card.input_size) + weights * (2 * copies + 1)
+    state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))
+    kept = softlabels.room(config.store_labels, views)
+    return samples.room(max(0, images), size) + kept + 2 * carried + 3 * state + weights
+
+
+def _copy(student: Classifier) -> Classifier:
+    return replace(student, module=copy.deepcopy(student.module))
 
 
 def _pixels_sha256(examples: Examples) -> str:
@@ -200,7 +218,7 @@ def _pixels_sha256(examples: Examples) -> str:
 
 def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
     if config.noise_baseline == "auto":
-        return bool(config.eval_data) and max(teacher.card.input_size[1:]) <= _SMALL
+        return bool(config.eval_data) and max(teacher.card.input_size[1:]) <= _CHEAP
     return config.noise_baseline == "on"
 
 

@@ -19,11 +19,12 @@ from torch import Tensor
 from dreamkd import models, samples
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
-from dreamkd.engine import Runtime, enough_memory, time_limit
+from dreamkd.engine import LOOK, Runtime, enough_memory, time_limit
 from dreamkd.errors import ConfigError, Stopped
 from dreamkd.events import Finished, Note, OnEvent, Progress, ignore
 from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
+from dreamkd.images import IMAGES
 from dreamkd.labels import count_images, label_range, parse_classes, parse_weights, plan_batches
 from dreamkd.models import Card
 from dreamkd.partners import Partners
@@ -31,7 +32,7 @@ from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import default_folder, open_run, requested_settings
 from dreamkd.sequence import carry, outstanding
-from dreamkd.synthesis import LOOK, Batch
+from dreamkd.synthesis import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,11 @@ def invert(
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run, ExitStack() as stack:
-        wanted = max(0, layout.count - run.images)
-        room = require_room(folder, samples.room(wanted, teacher.card.input_size))
+
+        def check(config: InvertConfig) -> None:
+            needed = _room(config, teacher.card, wanted=layout.count - run.images)
+            on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
+
         config, runtime = prepare(
             run,
             config,
@@ -91,9 +95,9 @@ def invert(
             prior=partners.prior,
             image_steps=lambda c: layout.count * int(c.image_steps),
             inputs=partners.sha256(),
+            check=check,
         )
         on_event = run.listener(on_event)
-        on_event(Note(f"run: {folder}; {room}"))
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
         names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
         files = FORMATS[config.format](folder, names)
@@ -163,6 +167,12 @@ class _Layout:
     def labels(self, start: int, stop: int) -> Tensor:
         """Labels of images start..stop-1, int64."""
         return label_range(self.classes, start, stop, seed=self.seed, weights=self.weights)
+
+
+def _room(config: InvertConfig, card: Card, *, wanted: int) -> int:
+    """Bytes that the run still writes, at most: images, and twice what a generator carries."""
+    carried = IMAGES[config.images].carried(card.input_size)
+    return samples.room(max(0, wanted), card.input_size) + 2 * carried
 
 
 class _Pace:

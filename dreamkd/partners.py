@@ -8,7 +8,7 @@ from typing import Any, Self
 from dreamkd import batchnorm, models
 from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.engine import Runtime
-from dreamkd.errors import ModelError
+from dreamkd.errors import ConfigError, ModelError
 from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective, Rival
@@ -89,8 +89,8 @@ def _require_alike(student: Classifier, teacher: Classifier) -> None:
             raise ModelError(f"--student {ours.architecture}: {what} {a}, but the model has {b}")
 
 
-#: Students of photographs shrink images up to this many pixels to nothing.
-_SMALL = 64
+#: Networks built for photographs shrink images of up to this many pixels to nothing.
+_TINY = 64
 
 
 def starting_student(
@@ -100,14 +100,23 @@ def starting_student(
 
     A fresh one sees pictures as the teacher does; another normalises them as it always did.
 
-    Raises: ModelError: it cannot be loaded or built, or does not go with the teacher.
+    Raises:
+        ConfigError: pretrained weights are asked for, and a file is given.
+        ModelError: it cannot be loaded or built, or does not go with the teacher.
     """
     spec, card = config.student, teacher.card
-    if config.student_pretrained or models.is_file(spec):
+    file = models.is_file(spec)
+    if file and config.student_pretrained:
+        raise ConfigError(f"--student-pretrained has no effect with --student {spec}: it is a file")
+    if file or config.student_pretrained:
         student = models.load(spec, input_size=card.input_size, trust_pickle=config.trust_pickle)
         _require_alike(student, teacher)
-        if config.student_pretrained:
-            student = replace(student, card=replace(student.card, data_free=False))
+        ours, theirs = student.card.class_names, card.class_names
+        if ours != theirs and set(ours) == set(theirs):
+            raise ModelError(f"--student {spec}: its classes are in another order than the model's")
+        free = student.card.data_free and not config.student_pretrained
+        named = replace(student.card, class_names=theirs or ours, data_free=free)
+        student = replace(student, card=named)
     else:
         _advise(spec, teacher, on_event)
         student = models.create(
@@ -135,7 +144,7 @@ def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
     side = max(teacher.card.input_size[1:])
     architecture = models.resolve(student)
     built_for = max(architecture.defaults().input_size[1:])
-    if side > _SMALL or built_for <= 2 * _SMALL:
+    if side > _TINY or built_for <= 2 * _TINY:
         return
     better = f"cifar_{architecture.name}"
     hint = f"; {better} is made for it" if better in models.all_names() else ""

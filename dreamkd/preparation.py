@@ -27,6 +27,7 @@ def prepare(
     prior: Classifier | None = None,
     image_steps: Callable[[Config], int],
     inputs: Mapping[str, Any],
+    check: Callable[[Config], None],
     plan: Callable[[Config, Runtime], Config] | None = None,
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: taken from the run if it exists, else made and kept.
@@ -35,6 +36,7 @@ def prepare(
         prior: the network whose statistics are matched, if not the teacher.
         image_steps: images times steps of the whole job, by the settled settings.
         inputs: hashes of what else the outcome depends on, such as data that are read.
+        check: of the settled settings, before anything is measured or kept; may raise.
         plan: the decided settings, with what follows from how fast this machine is.
 
     Raises:
@@ -49,9 +51,11 @@ def prepare(
         assert run.resolved is not None
         decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
         config = merge(type(config), {**_all(config), **decided})
+        check(config)
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
     config = replace(settled(config, teacher), **runtime.settings())
+    check(config)
     with runtime.active():
         config = _measured(config, teacher, runtime=runtime, prior=prior)
         if config.compile == "auto":
@@ -60,6 +64,7 @@ def prepare(
             config = replace(config, compile="on" if earns else "off")
         if plan is not None:
             config = plan(config, runtime)
+            check(config)
     outside = {f.name for base in (OutputConfig, LimitConfig) for f in fields(base)} | {"out"}
     kept = {k: v for k, v in _all(config).items() if k not in outside}
     run.settle(

@@ -16,8 +16,8 @@ import torch
 
 from dreamkd.bank import Bank
 from dreamkd.config import DistillConfig
-from dreamkd.engine import Runtime, enough_memory, to_uint8
-from dreamkd.errors import Stopped
+from dreamkd.engine import LOOK, Runtime, enough_memory, to_uint8
+from dreamkd.errors import DataError, Stopped
 from dreamkd.events import Hint, Note, OnEvent, Progress
 from dreamkd.examples import Examples
 from dreamkd.images import Pixels
@@ -29,7 +29,7 @@ from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
 from dreamkd.sequence import carry, outstanding
 from dreamkd.softlabels import Recorder, Stored
-from dreamkd.synthesis import LOOK, OnStep, Synthesiser
+from dreamkd.synthesis import OnStep, Synthesiser
 from dreamkd.training import Training
 
 #: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
@@ -49,11 +49,11 @@ class Job:
     runtime: Runtime
     teacher: Classifier
     student: Classifier
-    prior: Classifier | None  # whose statistics are matched, if not the teacher's
-    given: Examples | None  # what `offline` trains on
-    measured: Examples | None  # what the student is measured on as it learns
     on_event: OnEvent
     should_stop: Callable[[], bool]
+    prior: Classifier | None = None  # whose statistics are matched, if not the teacher's
+    given: Examples | None = None  # what `offline` trains on
+    measured: Examples | None = None  # what the student is measured on as it learns
     flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
     recorder: Recorder | None = None  # of the teacher's outputs
     stored: Stored | None = None  # the teacher's outputs, if it need not run
@@ -123,6 +123,8 @@ class Job:
             if stop:
                 raise Stopped("the student's state is saved; the same command continues")
 
+        if self.training.step < until:
+            self.run.begin()
         with enough_memory("--batch-size"):
             self.training.advance(examples, until=until, on_step=on_step)
 
@@ -132,8 +134,13 @@ def offline(job: Job) -> Examples:
     assert job.given is not None
     job.resume()
     if job.recorder is not None:
-        job.recorder.begin(job.training.step)
         job.flush = job.recorder.flush
+        try:
+            job.recorder.begin(job.training.step)
+        except DataError as error:
+            job.on_event(Hint(f"{error}: the student is trained again"))
+            job.restart()
+            job.recorder.begin(0)
     with job.training:
         job.train(job.given, until=int(job.config.steps))
     return job.given

@@ -28,6 +28,9 @@ FOLDER = "labels"
 #: Settings that views and stored labels depend on.
 VIEWS = ("seed", "steps", "batch_size", "flip", "cutmix", "temperature")
 
+#: What of the teacher's card changes its outputs, beside its weights.
+CARD = ("architecture", "mean", "std")
+
 
 class Recorder:
     """Writes the labels of one step after another."""
@@ -43,15 +46,17 @@ class Recorder:
         self._first = 0  # the step of the first row
 
     def begin(self, step: int) -> None:
-        """Go on before `step`: what the file of its segment holds stays.
+        """Go on before `step`: the labels of the steps before it stay.
 
-        Raises: DataError: that file is damaged.
+        Raises: DataError: one of them is missing or damaged.
         """
-        self._first = step - step % SEGMENT
-        self._rows = []
-        if step > self._first:
-            kept = _read(self._folder, self._first)
-            self._rows = [Top(*row) for row in zip(*kept, strict=True)][: step - self._first]
+        self._first, self._rows = step - step % SEGMENT, []
+        for first in range(0, step, SEGMENT):
+            rows = _read(self._folder, first)
+            if len(rows) < min(SEGMENT, step - first):
+                raise DataError(f"{_path(self._folder, first)} ends before step {step}")
+            if first == self._first:
+                self._rows = rows[: step - first]
 
     def add(self, step: int, top: Top) -> None:
         """Keep the labels of `step`; on their device until the file is written."""
@@ -67,7 +72,8 @@ class Recorder:
         """
         if not self._rows:
             return
-        classes, log_prob = (torch.stack(part).cpu() for part in zip(*self._rows, strict=True))
+        parts = zip(*self._rows, strict=True)  # of two devices after a stop
+        classes, log_prob = (torch.stack([row.cpu() for row in part]) for part in parts)
         tensors = {"classes": classes, "log_prob": log_prob}
         states.write(_path(self._folder, self._first), tensors, {"first": self._first})
 
@@ -87,25 +93,30 @@ class Stored:
         """
         first = step - step % SEGMENT
         if first != self._first:
-            self._segment, self._first = _read(self._folder, first), first
-        return Top(*(part[step - first].to(self._device) for part in self._segment))
+            self._rows, self._first = _read(self._folder, first), first
+        if step - first >= len(self._rows):
+            raise DataError(f"{_path(self._folder, first)} ends before step {step}")
+        return Top(*(part.to(self._device) for part in self._rows[step - first]))
 
 
-def require_same(run: Path, now: Mapping[str, Any]) -> None:
+def require_same(run: Path, now: Mapping[str, Any]) -> int:
     """Check that the labels in a run's folder are complete and of the views of another run.
 
     Args: now: the facts that views and labels depend on, as `resolved.json` names them.
+    Returns: how many outputs of each image they hold.
 
     Raises: ConfigError: they are not; the line names every difference.
     """
     try:
         resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
         then = {**resolved["config"], **resolved}
-        kept = then["store_labels"]
+        then |= {f"teacher_{name}": resolved["teacher"][name] for name in CARD}
+        kept = int(then["store_labels"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
     if not kept or not (run / "result.json").exists():
         raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
+    now = json.loads(json.dumps(dict(now)))  # tuples as the file has them
     differing = [
         f"{name.replace('_', ' ')} is {then.get(name)!r} there and {value!r} here"
         for name, value in now.items()
@@ -113,16 +124,25 @@ def require_same(run: Path, now: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise ConfigError(f"--labels {run}: {'; '.join(differing)}")
+    return kept
+
+
+def room(kept: int, images: int) -> int:
+    """Bytes of the labels of `images` views with `kept` outputs each."""
+    return 6 * kept * images
 
 
 def _path(folder: Path, first: int) -> Path:
     return folder / f"steps-{first:08d}.safetensors"
 
 
-def _read(folder: Path, first: int) -> Top:
+def _read(folder: Path, first: int) -> list[Top]:
+    """The rows of the file that begins with step `first`."""
     path = _path(folder, first)
     try:
-        tensors, _ = states.read(path)
+        tensors, facts = states.read(path)
     except ModelError as error:
         raise DataError(f"labels of the teacher are missing: {error}") from error
-    return Top(tensors["classes"], tensors["log_prob"])
+    if facts.get("first") != first:
+        raise DataError(f"{path} holds the labels of other steps")
+    return [Top(*row) for row in zip(tensors["classes"], tensors["log_prob"], strict=True)]

@@ -8,6 +8,7 @@ The hooks and the compiled graphs are set up once and serve every batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,16 +19,13 @@ from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
 from dreamkd.config import ImageConfig
-from dreamkd.engine import check_finite, rate, to_uint8
+from dreamkd.engine import LOOK, check_finite, rate, to_uint8
 from dreamkd.errors import DivergedError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES
 from dreamkd.moments import Moments, blend
 from dreamkd.objective import Average, Objective
 from dreamkd.observation import Observer
-
-#: Steps between two looks at the terms: each look is a host sync.
-LOOK = 25
 
 #: A batch that diverges begins again at half the rate, at most so often.
 RESTARTS = 3
@@ -189,9 +187,11 @@ class Synthesiser:
                 if told is not None:
                     told(done, total, terms)
         with torch.no_grad(), self.runtime.autocast():
-            x = images.inputs().detach() if best is None else best.images
+            x = images.inputs().detach()
+        finite = {"the images": 0.0 if bool(x.isfinite().all()) else math.nan}  # host sync
+        check_finite(finite, where=f"the end of {name}")
         images.end(lr=lr)
-        return self._finish(x, labels, terms, lr=lr)
+        return self._finish(x if best is None else best.images, labels, terms, lr=lr)
 
     @property
     def sequential(self) -> bool:

@@ -20,15 +20,12 @@ from torch.nn import functional as F
 from dreamkd import losses
 from dreamkd.augment import cut_mix, random_crop
 from dreamkd.config import DistillConfig
-from dreamkd.engine import Runtime, check_finite, compile_step, fixed, normalise, rate
+from dreamkd.engine import LOOK, Runtime, check_finite, compile_step, fixed, normalise, rate
 from dreamkd.events import OnEvent, ignore
 from dreamkd.examples import Examples
 from dreamkd.losses import Top
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
-
-#: Steps between two looks at the loss: each look is a host sync.
-LOOK = 25
 
 
 class Training:
@@ -70,7 +67,8 @@ class Training:
         self._average = copy.deepcopy(self._module).eval() if config.ema else None
 
     def __enter__(self) -> Self:
-        self._fixed = fixed(self.teacher.module, runtime=self.runtime)
+        if self._stored is None:
+            self._fixed = fixed(self.teacher.module, runtime=self.runtime)
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
@@ -158,7 +156,9 @@ class Training:
                 if name in values:
                     # A copy in the parameter's own memory layout, as the optimiser made it.
                     like = parameter if values[name].ndim == parameter.ndim else values[name]
-                    value = torch.empty_like(like, dtype=values[name].dtype).copy_(values[name])
+                    value = torch.empty_like(
+                        like, dtype=values[name].dtype, device=parameter.device
+                    ).copy_(values[name])
                     self._optimizer.state[parameter][moment] = value.detach()
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
 

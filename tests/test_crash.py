@@ -19,14 +19,18 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(job: str, tmp_path:
     assert kills.hunt(kills.JOBS[job], tmp_path, kills=5).ends >= 1
 
 
-@pytest.fixture
-def working(tmp_path: Path) -> subprocess.Popen[bytes]:
+def at_work(command: str, out: Path) -> subprocess.Popen[bytes]:
     """A process in the middle of a batch."""
-    process = kills.start(LONG, tmp_path / "run")
-    while not (tmp_path / "run" / "progress.json").exists():
+    process = kills.start(command, out)
+    while not (out / "progress.json").exists():
         assert process.poll() is None
         time.sleep(0.1)  # another process: there is nothing to wait on but its file
     return process
+
+
+@pytest.fixture
+def working(tmp_path: Path) -> subprocess.Popen[bytes]:
+    return at_work(LONG, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -39,9 +43,17 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     assert "the same command continues" in output.decode()
 
 
-def test_asked_twice_it_stops_at_once(working: subprocess.Popen[bytes]) -> None:
-    working.send_signal(signal.SIGINT)
-    working.send_signal(signal.SIGINT)
-    output, _ = working.communicate(timeout=20)
-    assert working.returncode == 130, output.decode()
-    assert "Traceback" not in output.decode()
+def test_asked_twice_it_stops_at_once(tmp_path: Path) -> None:
+    """In the middle of a long step, after which the first signal would have been enough."""
+    huge = "--per-class 100 --image-batch-size 1000 --image-chunk 1000 --r-feature 1"
+    command = LONG.replace("--per-class 12", huge).replace("--image-batch-size 20 ", "")
+    process = at_work(command, tmp_path / "run")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    lines = []
+    while "once more stops at once" not in (lines or [""])[-1]:
+        lines.append(process.stdout.readline().decode())
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.decode().splitlines()[-1] == "dreamkd: interrupted"

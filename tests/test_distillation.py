@@ -15,14 +15,7 @@ from dreamkd.events import Event, Hint, Progress
 from dreamkd.inversion import invert
 from dreamkd.metrics import measure
 from tests.conftest import PLAIN, distill_config, invert_config
-
-#: Files of a run that hold no times.
-FACTS = ("resolved.json", "manifest.jsonl", "student.safetensors", "contact-sheet.png")
-
-
-def facts(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in FACTS] + sorted((folder / "shards").iterdir())
-    return {path.name: path.read_bytes() for path in files}
+from tests.reliability.kills import facts
 
 
 def run(folder: Path, **given: object) -> Distillation:
@@ -99,14 +92,64 @@ def test_a_student_goes_on_from_a_checkpoint(whole: Path, tmp_path: Path) -> Non
     assert found.student_top1 == pytest.approx(98.5, abs=2)
 
 
-def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "given", "error", "line"),
+    [
+        ("abcdefg", {}, ModelError, "classes 7, but the model has 10"),
+        ("1023456789", {}, ModelError, "its classes are in another order than the model's"),
+        ("0123456789", {"student_pretrained": True}, ConfigError, "has no effect with --student"),
+    ],
+)
+def test_a_student_that_does_not_go_with_the_teacher_is_refused(
+    names: str, given: dict[str, object], error: type[Exception], line: str, tmp_path: Path
+) -> None:
     other = models.create(
-        "cifar_resnet8", num_classes=7, input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)
+        "cifar_resnet8",
+        num_classes=len(names),
+        class_names=tuple(names),
+        input_size=(1, 16, 16),
+        mean=(0.5,),
+        std=(0.5,),
     )
-    models.save(other, tmp_path / "seven.safetensors")
-    with pytest.raises(ModelError, match="classes 7, but the model has 10"):
-        run(tmp_path / "run", student=str(tmp_path / "seven.safetensors"))
+    models.save(other, tmp_path / "other.safetensors")
+    with pytest.raises(error, match=line):
+        run(tmp_path / "run", student=str(tmp_path / "other.safetensors"), **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pretrained_student_starts_from_its_library_s_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub's cache with weights in it, and a teacher of as many classes."""
+    size = {"pretrained": False, "input_size": (3, 32, 32)}
+    student, teacher = (models.load("torchvision:resnet18", **size) for _ in range(2))
+    with torch.no_grad():
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            teacher.module.train()(torch.randn(8, 3, 32, 32, generator=generator))
+        student.module.fc.bias.fill_(7.0)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(student.module.state_dict(), cache / "resnet18-f37072fd.pth")
+    models.save(teacher, tmp_path / "teacher.safetensors")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    found = run(
+        tmp_path / "run",
+        teacher=str(tmp_path / "teacher.safetensors"),
+        student="torchvision:resnet18",
+        student_pretrained=True,
+        input_size=(3, 32, 32),
+        r_feature=1.0,
+        lr=1e-9,
+        steps=1,
+        warmup=0,
+        rounds=0,
+        first_batches=1,
+        recipe="adaptive",
+    )
+    assert not found.data_free
+    learned = models.load(found.student).module.state_dict()["fc.bias"]
+    assert torch.allclose(learned, torch.full((1000,), 7.0), atol=1e-3)
 
 
 def test_the_student_loads_alone(whole: Path) -> None:

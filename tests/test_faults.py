@@ -15,13 +15,7 @@ from dreamkd.distillation import distill
 from dreamkd.errors import RunError
 from dreamkd.inversion import invert
 from tests.conftest import distill_config, invert_config
-
-COMPARED = ("resolved.json", "manifest.jsonl", "contact-sheet.png", "student.safetensors")
-
-
-def facts(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in COMPARED] + sorted((folder / "shards").iterdir())
-    return {path.name: path.read_bytes() for path in files if path.exists()}
+from tests.reliability.kills import facts
 
 
 def run_invert(folder: Path) -> None:

@@ -137,3 +137,13 @@ def test_a_generator_continues_from_its_state() -> None:
 
 def test_only_a_generator_needs_its_batches_in_order() -> None:
     assert [kind.sequential for kind in (Pixels, Pyramid, Generated)] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_what_is_carried_is_as_large_as_said(kind: str) -> None:
+    images = made(kind)
+    images.begin(2, generator())
+    descend(images, torch.zeros(2, 3, 12, 10), steps=1, lr=0.1)
+    images.end(lr=0.1)
+    carried = sum(t.numel() * t.element_size() for t in images.state().values() if t.ndim)
+    assert carried == IMAGES[kind].carried((3, 12, 10))

@@ -11,6 +11,7 @@ from dreamkd import models
 from dreamkd.config import DistillConfig, merge
 from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, Stopped
+from dreamkd.events import Hint
 from dreamkd.inversion import invert
 from dreamkd.losses import Top
 from dreamkd.softlabels import SEGMENT, Recorder, Stored
@@ -112,6 +113,31 @@ def test_stopped_it_stores_the_same_bytes(made: Path, whole: Path, tmp_path: Pat
     assert same(weights(tmp_path / "run"), weights(whole))
 
 
+@pytest.mark.parametrize("damage", ["first", "last", "lost", "renamed"])
+def test_damaged_labels_are_made_again(
+    made: Path, whole: Path, tmp_path: Path, damage: str
+) -> None:
+    run(tmp_path / "run", made, store_labels=10)
+    first, last = sorted((tmp_path / "run" / "labels").iterdir())
+    if damage in ("first", "last"):
+        path = first if damage == "first" else last
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    elif damage == "lost":
+        last.unlink()
+    else:
+        last.write_bytes(first.read_bytes())
+    hints: list[str] = []
+    config = merge(
+        DistillConfig,
+        {**SETTINGS, "data": str(made), "out": str(tmp_path / "run"), "store_labels": 10},
+    )
+    distill(config, on_event=lambda e: hints.append(e.text) if isinstance(e, Hint) else None)
+    assert any("the student is trained again" in hint for hint in hints)
+    for path in (whole / "labels").iterdir():
+        assert (tmp_path / "run" / "labels" / path.name).read_bytes() == path.read_bytes()
+    assert same(weights(tmp_path / "run"), weights(whole))
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [
@@ -119,6 +145,7 @@ def test_stopped_it_stores_the_same_bytes(made: Path, whole: Path, tmp_path: Pat
         ({"steps": 60, "batch_size": 32}, "steps is 80 there and 60 here; batch size is 16"),
         ({"cutmix": 0.5}, "cutmix is 0.0 there and 0.5 here"),
         ({"data": "sklearn:digits"}, "data pixels sha256 is"),
+        ({"mean": (0.3,)}, r"teacher mean is \[0.305\] there and \[0.3\] here"),
         ({"labels": "."}, "is no run of dreamkd distill"),
         ({"store_labels": 3}, "would only copy those of --labels"),
     ],

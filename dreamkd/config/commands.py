@@ -287,7 +287,8 @@ class DistillConfig(
     )
     student: str = option(
         group=_MODEL,
-        help="name of the student's architecture, trained from scratch; or a checkpoint",
+        help="name of the student's architecture, trained from scratch; or a checkpoint or "
+        "bundled network to go on from",
     )
     data: str | None = option(
         None, group=_DATA, help="train on these shards instead of synthesising (recipe offline)"

@@ -2,12 +2,13 @@
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
-from dreamkd.engine.guards import check_finite, enough_memory, time_limit
+from dreamkd.engine.guards import LOOK, check_finite, enough_memory, time_limit
 from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
 
 __all__ = [
+    "LOOK",
     "Runtime",
     "check_finite",
     "compile_step",

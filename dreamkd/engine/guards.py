@@ -11,6 +11,9 @@ import torch
 
 from dreamkd.errors import DivergedError, RunError
 
+#: Steps between two looks at the terms of a loss: each look is a host sync.
+LOOK = 25
+
 
 @contextmanager
 def enough_memory(option: str) -> Iterator[None]:

@@ -42,6 +42,12 @@ class Generated(Images):
         self._optimizer = torch.optim.Adam(self._meta.parameters(), betas=(0.5, 0.999))
         self._steps = 0
 
+    @classmethod
+    def carried(cls, size: tuple[int, int, int]) -> int:
+        """Weights and two moments of each, in float32."""
+        with torch.device("meta"):
+            return 3 * 4 * sum(p.numel() for p in _Generator(size).parameters())
+
     def begin(self, count: int, generator: Generator) -> None:
         """Clone the meta-generator and draw a latent for each image, on the CPU."""
         self._clone = copy.deepcopy(self._meta)

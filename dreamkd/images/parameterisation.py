@@ -25,6 +25,12 @@ class Images(ABC):
     #: Whether a batch depends on those before it: such a run is made in order.
     sequential = False
 
+    @classmethod
+    def carried(cls, size: tuple[int, int, int]) -> int:
+        """Bytes of what `state` gives for images (C, H, W)."""
+        del size
+        return 0
+
     def __init__(
         self,
         size: tuple[int, int, int],

@@ -24,8 +24,8 @@ def load(model: str, options: str) -> Classifier:
 
 
 def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
-    """The result of a `dreamkd` command, and wall seconds; those of a finished run are kept."""
-    timing = out / "wall-seconds.json"
+    """The result of a `dreamkd` command, and its wall seconds: kept, and NaN if it was interrupted."""
+    timing, whole = out / "wall-seconds.json", not out.exists()
     began = time.perf_counter()
     words = [sys.executable, "-m", "dreamkd.cli", *shlex.split(command)]
     done = subprocess.run(
@@ -34,6 +34,7 @@ def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
         check=True,
         text=True,
     )
-    if not timing.exists():
+    if whole:
         timing.write_text(json.dumps(time.perf_counter() - began))
-    return json.loads(done.stdout), json.loads(timing.read_text())
+    seconds = json.loads(timing.read_text()) if timing.exists() else float("nan")
+    return json.loads(done.stdout), seconds

@@ -19,16 +19,19 @@ import torch
 
 from dreamkd import data, models, shards
 from dreamkd.randomness import generator_for
+from dreamkd.samples import pixels_sha256
 from tests.benchmarks.commands import load, run
 from tests.benchmarks.environment import describe
 
 
 def real_images(spec: str, teacher: models.Classifier, count: int, seed: int, out: Path) -> Path:
     """`count` random images of a data set as a shard."""
-    path = out / f"real-{seed}.tar"
+    how = data.Preprocessing.of(teacher.card)
+    images, labels = data.stack(data.open_images(spec, preprocessing=how))
+    path = out / f"real-{seed}-{count}-{pixels_sha256(images, labels.tolist())[:12]}.tar"
+    if len(images) < count:
+        raise SystemExit(f"{spec} has {len(images)} images, fewer than {count}")
     if not path.exists():
-        how = data.Preprocessing.of(teacher.card)
-        images, labels = data.stack(data.open_images(spec, preprocessing=how))
         drawn = torch.randperm(len(images), generator=generator_for(seed, "real"))[:count]
         records = [{"key": f"{i:08d}"} for i in range(len(drawn))]
         shards.write(path, images[drawn], labels[drawn].tolist(), records)
@@ -87,7 +90,7 @@ def main() -> None:
         if given.real:
             shard = real_images(given.real, teacher, count, int(seed), out)
             taught = f"{student} --data {shard} --noise-baseline off"
-            add("as many real images", run(taught, out / "real-student")[0])
+            add("as many real images", run(taught, out / f"{shard.stem}-student")[0])
     print("| the student learned from | top-1 % | agreement with the teacher % | seeds |")
     print("| --- | --- | --- | --- |")
     for row, values in found.items():

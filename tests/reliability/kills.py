@@ -58,10 +58,11 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def facts(folder: Path) -> dict[str, bytes]:
     """What must come out the same; nothing else may lie in the folders of the images."""
     names = ("manifest.jsonl", "resolved.json", "student.safetensors", "state-images.safetensors")
+    names += ("contact-sheet.png",)
     files = [path for name in names if (path := folder / name).exists()]
     files += [
         path
-        for name in ("shards", "images", "records")
+        for name in ("shards", "images", "records", "labels")
         for path in (folder / name).rglob("*")
         if path.is_file()
     ]

@@ -52,10 +52,14 @@ class Samples:
         manifest = self.folder / "manifest.jsonl"
         if self.process.poll() is not None or not manifest.exists():
             return
-        status = (proc / "status").read_text().split("VmRSS:")[1].split()[0]
+        try:
+            resident = (proc / "status").read_text().split("VmRSS:")[1].split()[0]
+            files = len(list((proc / "fd").iterdir()))
+        except (OSError, IndexError):  # it has just ended
+            return
         sample = {
-            "memory, MiB": int(status) / 1024,
-            "open files": len(list((proc / "fd").iterdir())),
+            "memory, MiB": int(resident) / 1024,
+            "open files": files,
             "batches": manifest.read_bytes().count(b"\n"),
         }
         self.seconds.append(now)
