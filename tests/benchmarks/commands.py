@@ -24,7 +24,7 @@ def load(model: str, options: str) -> Classifier:
 
 
 def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
-    """The result of a `dreamkd` command, and its wall seconds: kept, and NaN if it was interrupted."""
+    """The result of a `dreamkd` command, and its wall seconds; NaN if it was interrupted."""
     timing, whole = out / "wall-seconds.json", not out.exists()
     began = time.perf_counter()
     words = [sys.executable, "-m", "dreamkd.cli", *shlex.split(command)]
