@@ -108,8 +108,8 @@ _PRESETS_INTRODUCTION = """
 
 What `auto` becomes, by `--preset` and by the short side of the model's input. `jitter` is given as
 a share of that side, and becomes at least one pixel. Grey images are never flipped. From 64 px,
-`image_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that divide pixels by 0.226 in
-the mean, and are converted for others.
+`image_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that divide pixels by 0.226
+in the mean, and are converted for others.
 """
 
 if __name__ == "__main__":
