@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -48,7 +50,11 @@ class Bank:
         self._files = files or FORMATS["shards"](run.folder, ())
         self._files.prepare()
         self._on_event = on_event
-        self._lines = {line["batch"]: line for line in run.lines}
+        # Of a line no more stays in memory than this, so that a run of days does not grow.
+        self._hashes: dict[int, int] = {}
+        self._counts: dict[int, int] = {}  # images of the batches that may be on the page
+        for line in run.lines:
+            self._remember(line)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dreamkd-bank")
         self._pending: Future[None] | None = None
 
@@ -78,17 +84,11 @@ class Bank:
             self._pending = None
             pending.result()
 
-    def holds(self, k: int) -> bool:
-        """Whether batch `k` is there and intact; a damaged one is named and counts as missing."""
+    def held(self, batches: Iterable[int]) -> list[bool]:
+        """Whether each is there and intact; a damaged one is named and counts as missing."""
         self.flush()
-        if k not in self._lines:
-            return False
-        try:
-            self._files.verify(k, Shard.of(self._lines[k]))
-        except DataError as error:
-            self._on_event(Hint(f"batch {k} is made again: {error}"))
-            return False
-        return True
+        shards = {line["batch"]: Shard.of(line) for line in self._run.lines}
+        return [k in shards and self._intact(k, shards[k]) for k in batches]
 
     def add(
         self,
@@ -128,7 +128,8 @@ class Bank:
     def lines(self) -> list[dict[str, Any]]:
         """Manifest lines in order of their batches."""
         self.flush()
-        return [self._lines[k] for k in sorted(self._lines)]
+        last = {line["batch"]: line for line in self._run.lines}
+        return [last[k] for k in sorted(last)]
 
     def write_contact_sheet(self) -> None:
         """Put the first images on one page, sorted by class: `contact-sheet.png`.
@@ -137,6 +138,20 @@ class Bank:
         """
         self.flush()
         self._write_contact_sheet()
+
+    def _intact(self, k: int, shard: Shard) -> bool:
+        try:
+            self._files.verify(k, shard)
+        except DataError as error:
+            self._on_event(Hint(f"batch {k} is made again: {error}"))
+            return False
+        return True
+
+    def _remember(self, line: Mapping[str, Any]) -> None:
+        k = line["batch"]
+        self._hashes[k] = _hash(line)
+        if k < _SHEET_IMAGES:  # a batch has an image at least
+            self._counts[k] = line["count"]
 
     def _keep(
         self,
@@ -149,16 +164,16 @@ class Bank:
         """What the thread does for one batch."""
         shard = self._files.write(k, images, labels, records)
         entry = {"batch": k, **shard.to_json(), **line}
-        if self._lines.get(k) != entry:  # remade by another PNG encoder: the last line counts
+        if self._hashes.get(k) != _hash(entry):  # another PNG encoder's: the last line counts
             self._run.add_line(entry)
-            self._lines[k] = entry
-        if sum(line["count"] for j, line in self._lines.items() if j < k) < _SHEET_IMAGES:
+            self._remember(entry)
+        if k in self._counts and sum(n for j, n in self._counts.items() if j < k) < _SHEET_IMAGES:
             self._write_contact_sheet()
 
     def _write_contact_sheet(self) -> None:
         images: list[np.ndarray] = []
         labels: list[int] = []
-        for k in sorted(self._lines):
+        for k in sorted(self._counts):
             with suppress(DataError):  # missing or damaged
                 for sample in islice(self._files.read(k), _SHEET_IMAGES - len(images)):
                     images.append(decode(sample.png, name=sample.key).numpy())
@@ -168,3 +183,9 @@ class Bank:
         order = np.argsort(labels, kind="stable")
         path = self._run.folder / "contact-sheet.png"
         contactsheet.write(path, np.stack(images)[order], columns=_SHEET_COLUMNS)
+
+
+def _hash(line: Mapping[str, Any]) -> int:
+    """Of a manifest line as it is written, 64 bits."""
+    text = json.dumps(line, sort_keys=True).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8])

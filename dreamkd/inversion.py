@@ -103,7 +103,7 @@ def invert(
         files = FORMATS[config.format](folder, names)
         bank = stack.enter_context(Bank(run, files=files, on_event=on_event))
         plan = _deal(layout.count, config, made=bank.lines)
-        held = [bank.holds(k) for k in range(len(plan))]
+        held = bank.held(range(len(plan)))
         if not all(held):
             run.begin()
             stack.enter_context(partners.verifiers.on(runtime.device))

@@ -12,10 +12,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from dreamkd.errors import DataError, RunError
 from dreamkd.files import sync_folder
+
+_TAIL = 4096
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -51,8 +53,8 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     """
     data = (json.dumps(line, sort_keys=True, allow_nan=False) + "\n").encode()
     try:
-        with open(path, "r+b" if path.exists() else "wb") as file:
-            file.seek(len(_complete(path)))  # over a line torn by a crash
+        with open(path, "r+b" if path.exists() else "w+b") as file:
+            file.seek(_end(file))  # over a line torn by a crash
             file.write(data)
             file.truncate()
             file.flush()
@@ -110,6 +112,18 @@ def _complete(path: Path) -> bytes:
     """The whole lines of a file."""
     head, end, _ = path.read_bytes().rpartition(b"\n")
     return head + end
+
+
+def _end(file: BinaryIO) -> int:
+    """Where the whole lines of a file end, read from behind: a manifest may be long."""
+    position = file.seek(0, os.SEEK_END)
+    while position:
+        size = min(_TAIL, position)
+        position = file.seek(position - size)
+        newline = file.read(size).rfind(b"\n")
+        if newline >= 0:
+            return position + newline + 1
+    return 0
 
 
 def _describes_a_shard(line: Mapping[str, Any]) -> bool:

@@ -159,12 +159,13 @@ def adaptive(job: Job) -> Examples:
     count = batches(config)
     bank = Bank(job.run, on_event=job.on_event)
     job.flush = bank.flush
-    held = [bank.holds(k) for k in range(count)]
+    held = bank.held(range(count))
     job.resume()
     everything = Examples(
         torch.empty((count * size, *card.input_size), dtype=torch.uint8),
         label_range(range(card.num_classes), 0, count * size, seed=config.seed),
     )
+    everything.images.zero_()  # what memory it takes, it takes now and not after hours
     with ExitStack() as stack:
         stack.enter_context(bank)
         stack.enter_context(job.training)

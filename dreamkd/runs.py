@@ -45,7 +45,8 @@ class Run:
             isinstance(identity.get(part), dict) for part in ("requested", "config")
         ):
             raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
-        self.lines = _read_lines(folder / "manifest.jsonl")
+        self._manifest = folder / "manifest.jsonl"
+        _read_lines(self._manifest)  # a damaged one is refused before the work
         self._last_progress = 0.0
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
@@ -97,14 +98,21 @@ class Run:
             )
 
     @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The manifest as it is on disk.
+
+        Raises: RunError: it is damaged.
+        """
+        return _read_lines(self._manifest)
+
+    @property
     def images(self) -> int:
         """How many images are there, by the manifest."""
         return sum({line["batch"]: int(line["count"]) for line in self.lines}.values())
 
     def add_line(self, line: Mapping[str, Any]) -> None:
         """Append one line to the manifest, durably; the shard it names is already in place."""
-        manifest.append(self.folder / "manifest.jsonl", line)
-        self.lines.append(dict(line))
+        manifest.append(self._manifest, line)
 
     def save_state(
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]

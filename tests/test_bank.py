@@ -45,7 +45,7 @@ def test_what_was_added_is_seen_at_once(run: Run, name: str) -> None:
     with Bank(run, files=FORMATS[name](run.folder, ["a", "b"])) as bank:
         for k in range(3):
             add(bank, k)
-            assert bank.holds(k)
+            assert bank.held([k]) == [True]
         add(bank, 3)
         assert torch.equal(bank.read(3)[0], images(3))
         assert torch.equal(bank.read(3)[1], LABELS)
@@ -107,7 +107,7 @@ NEXT: dict[str, Callable[[Bank], object]] = {
     "flush": lambda bank: bank.flush(),
     "add": lambda bank: add(bank, 1),
     "read": lambda bank: bank.read(0),
-    "holds": lambda bank: bank.holds(0),
+    "held": lambda bank: bank.held([0]),
     "lines": lambda bank: bank.lines,
     "page": lambda bank: bank.write_contact_sheet(),
     "leaving": lambda bank: bank.__exit__(None, None, None),
@@ -138,7 +138,7 @@ def test_leaving_by_an_exception_keeps_what_was_made(run: Run, reason: BaseExcep
     with pytest.raises(type(reason)):
         work()
     assert [line["batch"] for line in manifest(run)] == [0]
-    assert Bank(run).holds(0)
+    assert Bank(run).held([0, 1]) == [True, False]
 
 
 def test_leaving_by_an_exception_says_what_was_lost(run: Run) -> None:

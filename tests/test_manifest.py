@@ -28,6 +28,14 @@ def test_a_torn_line_counts_as_not_written_and_is_overwritten(path: Path) -> Non
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("torn", [0, 1, 4095, 4096, 4097, 9000])
+def test_a_torn_end_of_any_length_is_overwritten(path: Path, torn: int) -> None:
+    for before in (b"", (json.dumps(LINE) + "\n").encode()):
+        path.write_bytes(before + b"x" * torn)
+        manifest.append(path, LINE)
+        assert path.read_bytes() == before + (json.dumps(LINE, sort_keys=True) + "\n").encode()
+
+
 def test_the_last_line_about_a_shard_counts(path: Path) -> None:
     manifest.append(path, LINE | {"sha256": "2" * 64})
     manifest.append(path, LINE)
