@@ -35,7 +35,7 @@ _FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")  # of checkpoi
 
 
 class Run:
-    """A locked run folder."""
+    """A locked run folder; `images` were there when it was opened, by the manifest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,8 +45,8 @@ class Run:
             isinstance(identity.get(part), dict) for part in ("requested", "config")
         ):
             raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
-        self._manifest = folder / "manifest.jsonl"
-        _read_lines(self._manifest)  # a damaged one is refused before the work
+        # A damaged manifest is refused here, before the work.
+        self.images = sum({line["batch"]: line["count"] for line in self.lines}.values())
         self._last_progress = 0.0
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
@@ -99,20 +99,22 @@ class Run:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The manifest as it is on disk.
+        """The manifest as it is on disk, whose every line numbers its batch.
 
         Raises: RunError: it is damaged.
         """
-        return _read_lines(self._manifest)
-
-    @property
-    def images(self) -> int:
-        """How many images are there, by the manifest."""
-        return sum({line["batch"]: int(line["count"]) for line in self.lines}.values())
+        path = self.folder / "manifest.jsonl"
+        try:
+            lines = manifest.read_lines(path) if path.exists() else []
+        except DataError as error:
+            raise RunError(f"{error}; restore it or choose another --out") from error
+        if not all({"batch", "start"} <= line.keys() for line in lines):
+            raise RunError(f"{path} is not of a run; restore it or choose another --out")
+        return lines
 
     def add_line(self, line: Mapping[str, Any]) -> None:
         """Append one line to the manifest, durably; the shard it names is already in place."""
-        manifest.append(self._manifest, line)
+        manifest.append(self.folder / "manifest.jsonl", line)
 
     def save_state(
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -287,16 +289,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise RunError(f"{path}: is not a run's; choose another --out")
     return value
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The manifest of a run, whose every line numbers its batch; empty before the first."""
-    if not path.exists():
-        return []
-    try:
-        lines = manifest.read_lines(path)
-    except DataError as error:
-        raise RunError(f"{error}; restore it or choose another --out") from error
-    if not all({"batch", "start"} <= line.keys() for line in lines):
-        raise RunError(f"{path} is not of a run; restore it or choose another --out")
-    return lines
