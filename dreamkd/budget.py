@@ -7,7 +7,6 @@ continued elsewhere keeps it.
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -140,7 +139,7 @@ def _student(
     blank = torch.zeros((count, *teacher.card.input_size), dtype=torch.uint8)
     examples = Examples(blank, torch.zeros(count, dtype=torch.int64))
     began = _now(runtime)
-    with Training(_copy(student), teacher, config, runtime=runtime) as training:
+    with Training(student.copy(), teacher, config, runtime=runtime) as training:
         training.advance(examples, until=1)
         first = _now(runtime)
         training.advance(examples, until=1 + _STUDENT_STEPS)
@@ -166,7 +165,7 @@ def _images(
         short,
         runtime=runtime,
         prior=prior,
-        rival=Rival.of(_copy(student), config),
+        rival=Rival.of(student.copy(), config),
         compiled=config.compile == "on",
     )
     start, batches = 0.0, list[float]()
@@ -189,10 +188,6 @@ def _images(
             start += max(0.0, compiling - batch)
             batches.append(batch + (steps - int(short.image_steps)) * step)
     return start, batches[0], batches[1]
-
-
-def _copy(student: Classifier) -> Classifier:
-    return Classifier(copy.deepcopy(student.module), student.card)
 
 
 def _now(runtime: Runtime) -> float:

@@ -7,7 +7,6 @@ so with images of a generator that learns from batch to batch (Fang et al. 2022)
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, Job, batches, on_noise
-from dreamkd.runs import default_folder, open_run, requested_settings
+from dreamkd.runs import Run, default_folder, open_run, requested_settings
 from dreamkd.softlabels import Recorder, Stored
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
@@ -123,7 +122,7 @@ def distill(
     with open_run(folder) as run:
 
         def check(config: DistillConfig) -> None:
-            needed = _room(config, student, made=run.images)
+            needed = _room(config, student, run)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
         config, runtime = prepare(
@@ -146,7 +145,7 @@ def distill(
             "on_event": on_event,
             "should_stop": should_stop,
         }
-        again = _copy(student) if _wants_baseline(config, teacher) else None
+        again = student.copy() if _wants_baseline(config, teacher) else None
         job = Job(
             name="student",
             student=student,
@@ -192,24 +191,20 @@ def _image_steps(config: DistillConfig) -> int:
     return learned + batches(config) * int(config.image_batch_size) * int(config.image_steps)
 
 
-def _room(config: DistillConfig, student: Classifier, *, made: int) -> int:
+def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
     """Bytes that the run still writes, at most: images, labels, states, the student.
 
     A state is replaced by a whole new one, and the noise baseline has one of its own; a student's
     holds weights, their average, and the optimiser's moments.
     """
     size = student.card.input_size
-    images = 0 if config.data else batches(config) * int(config.image_batch_size) - made
+    images = 0 if config.data else batches(config) * int(config.image_batch_size) - run.images
     carried = 0 if config.data else IMAGES[config.images].carried(size)
     views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))
-    kept = softlabels.room(config.store_labels, views)
-    return samples.room(max(0, images), size) + kept + 2 * carried + 3 * state + weights
-
-
-def _copy(student: Classifier) -> Classifier:
-    return replace(student, module=copy.deepcopy(student.module))
+    labels = softlabels.room(config.store_labels, views) - softlabels.written(run.folder)
+    return samples.room(max(0, images), size) + max(0, labels) + 2 * carried + 3 * state + weights
 
 
 def _pixels_sha256(examples: Examples) -> str:

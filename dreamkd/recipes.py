@@ -6,7 +6,6 @@ functions of (settings, what came before), so that a killed run continues to the
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -172,7 +171,7 @@ def adaptive(job: Job) -> Examples:
         missing = set()
         if not all(held):
             job.run.begin()
-            rival = Classifier(copy.deepcopy(job.student.module), job.student.card)
+            rival = job.student.copy()
             synthesiser = stack.enter_context(_synthesiser(job, rival))
             missing = {*outstanding(job.run, synthesiser, held, on_event=job.on_event)}
         if any(_competes(k, config) and job.training.step > begins(k, config) for k in missing):

@@ -132,6 +132,11 @@ def room(kept: int, images: int) -> int:
     return 6 * kept * images
 
 
+def written(run: Path) -> int:
+    """Bytes of the labels that a run's folder holds."""
+    return sum(path.stat().st_size for path in (run / FOLDER).glob("*.safetensors"))
+
+
 def _path(folder: Path, first: int) -> Path:
     return folder / f"steps-{first:08d}.safetensors"
 

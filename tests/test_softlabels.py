@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dreamkd import models
+from dreamkd import models, softlabels
 from dreamkd.config import DistillConfig, merge
 from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, Stopped
@@ -96,7 +96,9 @@ def test_storing_changes_nothing_and_the_labels_stand_for_the_teacher(
     run(tmp_path / "other", made, labels=str(whole), student="cifar_resnet14")
     # 80 steps of 16 images with ten outputs of six bytes each, and two headers.
     bytes_ = sum(path.stat().st_size for path in (whole / "labels").iterdir())
+    assert softlabels.room(10, 80 * 16) == 80 * 16 * 10 * 6
     assert 80 * 16 * 10 * 6 < bytes_ < 80 * 16 * 10 * 6 + 2000
+    assert softlabels.written(whole) == bytes_
 
 
 def test_stopped_it_stores_the_same_bytes(made: Path, whole: Path, tmp_path: Path) -> None:

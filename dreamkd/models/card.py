@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from torch import nn
 
@@ -70,6 +71,10 @@ class Classifier:
 
     module: nn.Module
     card: Card
+
+    def copy(self) -> Self:
+        """The same network in memory of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
 
     def sha256(self) -> str:
         """Hash of the weights, whatever file they came from.

@@ -203,6 +203,10 @@ def run(case: Case, *, only: set[str], rounds: int, precision: str, compiled: bo
         return summary(measure(blocks, steps=case.steps, rounds=rounds))
 
 
+HEAD = """| case | plain, ms | ours, ms | floor, ms | plain/ours | ours/floor |
+| --- | --- | --- | --- | --- | --- |"""
+
+
 def row(name: str, facts: dict[str, Any]) -> str:
     """One line of the table: medians with quartiles, and ratios."""
     cells = [name]
@@ -228,8 +232,7 @@ def main() -> None:
     results: dict[str, Any] = {"environment": describe(), "rounds": arguments.rounds}
     if not arguments.json:
         print(f"{results['environment']}; {arguments.rounds} blocks\n")
-        print("| case | plain, ms | ours, ms | floor, ms | plain/ours | ours/floor |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print(HEAD)
     for name in arguments.cases.split(","):
         results[name] = run(
             {**CPU, **GPU}[name],

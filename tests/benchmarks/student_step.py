@@ -21,7 +21,7 @@ from dreamkd.engine import Runtime, fixed
 from dreamkd.examples import Examples
 from dreamkd.training import Training
 from tests.benchmarks.environment import describe
-from tests.benchmarks.step import CPU, GPU, Block, Case, measure, network, row, summary, timed
+from tests.benchmarks.step import CPU, GPU, HEAD, Block, Case, measure, network, row, summary, timed
 
 #: Images to draw from.
 BANK = 2048
@@ -95,8 +95,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true")
     given = parser.parse_args()
     print(f"{describe()}; {given.rounds} blocks\n")
-    print("| case | plain, ms | ours, ms | floor, ms | plain/ours | ours/floor |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(HEAD)
     for name in given.cases.split(","):
         case = {**CPU, **GPU}[name]
         config = settings(case, precision=given.precision, compiled=not given.eager)
