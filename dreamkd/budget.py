@@ -20,7 +20,6 @@ from dreamkd.events import Note, OnEvent
 from dreamkd.examples import Examples
 from dreamkd.labels import label_range
 from dreamkd.models import Classifier
-from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
@@ -160,16 +159,10 @@ def _images(
     short = replace(config, image_steps=min(steps, _IMAGE_STEPS))
     classes, size = teacher.card.num_classes, int(config.image_batch_size)
     labels = label_range(range(classes), 0, size, seed=config.seed)
-    objective = Objective(
-        teacher,
-        short,
-        runtime=runtime,
-        prior=prior,
-        rival=Rival.of(student.copy(), config),
-        compiled=config.compile == "on",
-    )
     start, batches = 0.0, list[float]()
-    with Synthesiser(objective, seed=config.seed) as synthesiser:
+    with Synthesiser.of(
+        teacher, short, runtime=runtime, prior=prior, student=student.copy()
+    ) as synthesiser:
 
         def timed(*, compete: bool) -> tuple[float, float]:
             """Seconds of a batch, and of each of its steps but the first."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dreamkd import models, samples
 from dreamkd.bank import Bank
+from dreamkd.batch import Batch
 from dreamkd.config import InvertConfig
 from dreamkd.engine import LOOK, Runtime, enough_memory, time_limit
 from dreamkd.errors import ConfigError, Stopped
@@ -32,7 +33,6 @@ from dreamkd.preparation import coarsest, prepare, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import default_folder, open_run, requested_settings
 from dreamkd.sequence import carry, outstanding
-from dreamkd.synthesis import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -102,13 +103,19 @@ class Measurement:
 
 @torch.inference_mode()
 def measure(
-    classifier: Classifier, images: Tensor, labels: Tensor, *, teacher: Classifier | None = None
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    teacher: Classifier | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Accuracy in float32 on images in memory.
 
     Args:
         images: uint8 (N, C, H, W), as both networks take them.
         labels: int64 (N,).
+        on_batch: called before every 500 images; may raise to stop.
     """
     device = next(classifier.module.parameters()).device
     accuracy = Accuracy(classifier.card.num_classes, device=device)
@@ -118,6 +125,7 @@ def measure(
         for network in networks:
             stack.enter_context(on_device(network.module, device))
         for start in range(0, len(images), 500):
+            on_batch()
             part = slice(start, start + 500)
             logits = [_logits(network, images[part].to(device)) for network in networks]
             accuracy.add(logits[0], labels[part].to(device))

@@ -11,7 +11,6 @@ from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError, ModelError
 from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.models import Classifier
-from dreamkd.objective import Objective, Rival
 from dreamkd.synthesis import Synthesiser
 from dreamkd.verification import Verifiers
 
@@ -62,20 +61,15 @@ class Partners:
         self, teacher: Classifier, config: InvertConfig, *, runtime: Runtime, on_event: OnEvent
     ) -> Synthesiser:
         """What makes the batches."""
-        rival = None
-        if self.student is not None:
-            rival = Rival.of(self.student, config)
-        objective = Objective(
+        return Synthesiser.of(
             teacher,
             config,
             runtime=runtime,
             statistics=config.method != "deepdream",
             prior=self.prior,
-            rival=rival,
-            compiled=config.compile == "on",
+            student=self.student,
             on_event=on_event,
         )
-        return Synthesiser(objective, seed=config.seed, on_event=on_event)
 
 
 def _require_alike(student: Classifier, teacher: Classifier) -> None:

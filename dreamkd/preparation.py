@@ -55,7 +55,8 @@ def prepare(
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
     config = replace(settled(config, teacher), **runtime.settings())
-    check(config)
+    if plan is None:  # else its size is not known yet
+        check(config)
     with runtime.active():
         config = _measured(config, teacher, runtime=runtime, prior=prior)
         if config.compile == "auto":

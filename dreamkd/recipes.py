@@ -23,7 +23,6 @@ from dreamkd.images import Pixels
 from dreamkd.labels import label_range
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
-from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
 from dreamkd.sequence import carry, outstanding
@@ -95,12 +94,21 @@ class Job:
         self.curve = []
 
     def look(self, examples: Examples) -> None:
-        """Measure the student of this step, which learned from `examples`."""
-        assert self.measured is not None
-        found = measure(self.training.result(examples), *self.measured)
+        """Measure the student of this step, which learned from `examples`, if that is due.
+
+        Raises: Stopped: when asked; the same command begins with this measurement.
+        """
+        step = self.training.step
+        if self.measured is None or step not in self._looks:
+            return
+        if any(point["step"] == step for point in self.curve):
+            return
+        found = measure(
+            self.training.result(examples), *self.measured, on_batch=self._stop_if_asked
+        )
         self.training.student.module.train()
         self.curve.append(self.point(found.top1, images=len(examples.images)))
-        self.on_event(Note(f"step {self.training.step}: {found.top1:.2f} % top-1"))
+        self.on_event(Note(f"step {step}: {found.top1:.2f} % top-1"))
 
     def point(self, top1: float, *, images: int) -> dict[str, float]:
         """One point of the curve, at the student's step; seconds of synthesis and training."""
@@ -111,21 +119,26 @@ class Job:
         """Advance the student to step `until`, saving now and then and when asked to stop."""
 
         def on_step(step: int, terms: dict[str, float]) -> None:
-            if self.measured is not None and step in self._looks:
-                self.look(examples)
             if step % LOOK == 0 or step == until:
                 total = int(self.config.steps)
                 self.on_event(Progress(self.name, step, total, "steps", terms))
-            stop = self.should_stop()
-            if stop or step == until or time.monotonic() - self._saved_at > _SAVE_EVERY:
+            self._stop_if_asked()
+            self.look(examples)
+            if step == until or time.monotonic() - self._saved_at > _SAVE_EVERY:
                 self.save()
-            if stop:
-                raise Stopped("the student's state is saved; the same command continues")
 
         if self.training.step < until:
             self.run.begin()
         with enough_memory("--batch-size"):
+            if self.training.step <= until:
+                self.look(examples)  # the last run was stopped before or in it
             self.training.advance(examples, until=until, on_step=on_step)
+
+    def _stop_if_asked(self) -> None:
+        """Raises: Stopped: the state of this step is saved."""
+        if self.should_stop():
+            self.save()
+            raise Stopped("the student's state is saved; the same command continues")
 
 
 def offline(job: Job) -> Examples:
@@ -172,7 +185,16 @@ def adaptive(job: Job) -> Examples:
         if not all(held):
             job.run.begin()
             rival = job.student.copy()
-            synthesiser = stack.enter_context(_synthesiser(job, rival))
+            synthesiser = stack.enter_context(
+                Synthesiser.of(
+                    job.teacher,
+                    config,
+                    runtime=job.runtime,
+                    prior=job.prior,
+                    student=rival,
+                    on_event=job.on_event,
+                )
+            )
             missing = {*outstanding(job.run, synthesiser, held, on_event=job.on_event)}
         if any(_competes(k, config) and job.training.step > begins(k, config) for k in missing):
             # The student has gone past a batch that needs the student of its time.
@@ -218,20 +240,6 @@ def on_noise(job: Job, *, count: int) -> Examples:
     with job.training:
         job.train(Examples(images, labels), until=int(job.config.steps))
     return Examples(images, labels)
-
-
-def _synthesiser(job: Job, rival: Classifier) -> Synthesiser:
-    config = job.config
-    objective = Objective(
-        job.teacher,
-        config,
-        runtime=job.runtime,
-        prior=job.prior,
-        rival=Rival.of(rival, config),
-        compiled=config.compile == "on",
-        on_event=job.on_event,
-    )
-    return Synthesiser(objective, seed=config.seed, on_event=job.on_event)
 
 
 def _watcher(phase: str, job: Job) -> OnStep:

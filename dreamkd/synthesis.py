@@ -1,6 +1,6 @@
 """One batch of images from a teacher, whatever the method; inversion and distillation both use it.
 
-    with Synthesiser(Objective(teacher, config, ...)) as synthesiser:
+    with Synthesiser.of(teacher, config, runtime=runtime) as synthesiser:
         batch = synthesiser.batch(labels, generator=generator)
 
 The hooks and the compiled graphs are set up once and serve every batch.
@@ -9,22 +9,23 @@ The hooks and the compiled graphs are set up once and serve every batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
-from dreamkd.config import ImageConfig
-from dreamkd.engine import LOOK, check_finite, rate, to_uint8
+from dreamkd.batch import Batch
+from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
+from dreamkd.engine import LOOK, Runtime, check_finite, rate, to_uint8
 from dreamkd.errors import DivergedError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES
+from dreamkd.models import Classifier
 from dreamkd.moments import Moments, blend
-from dreamkd.objective import Average, Objective
+from dreamkd.objective import Average, Objective, Rival
 from dreamkd.observation import Observer
 
 #: A batch that diverges begins again at half the rate, at most so often.
@@ -32,49 +33,6 @@ RESTARTS = 3
 
 #: Told of every step: its number, steps in all, the newest weighted terms. May raise to stop.
 OnStep = Callable[[int, int, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Synthesised images and what the teacher makes of them, after rounding to uint8."""
-
-    images: Tensor  # uint8 (B, C, H, W), CPU
-    labels: Tensor  # int64 (B,)
-    predictions: Tensor  # int64 (B,): the teacher's top-1
-    confidences: Tensor  # float32 (B,): the teacher's probability of the label
-    r_feature: float  # of the kept images, unweighted; 0 without batch norm
-    r_feature_chance: float  # what as many and as varied images show by chance
-    lr: float  # peak rate: that of the settings, halved at every restart
-    terms: dict[str, float]  # weighted terms of the last step
-
-    def facts(
-        self, *, class_names: Sequence[str], predictions: Mapping[str, Tensor]
-    ) -> list[dict[str, Any]]:
-        """One record per image: class, the teacher's view of it, the verifiers' top-1."""
-        return [
-            {
-                "class_name": class_names[label] if class_names else str(label),
-                "teacher_top1": int(self.predictions[i]),
-                "teacher_probability": round(float(self.confidences[i]), 6),
-                "verifiers": {name: int(top1[i]) for name, top1 in predictions.items()},
-            }
-            for i, label in enumerate(self.labels.tolist())
-        ]
-
-    def summary(self, *, predictions: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The batch's line in the manifest: terms, R_feature, percent classified as asked."""
-
-        def percent(top1: Tensor) -> float:
-            return round(100 * float((top1 == self.labels).float().mean()), 4)
-
-        return {
-            "lr": self.lr,
-            "terms": {name: round(value, 6) for name, value in self.terms.items()},
-            "r_feature": round(self.r_feature, 4),
-            "r_feature_chance": round(self.r_feature_chance, 4),
-            "teacher_top1": percent(self.predictions),
-            "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
-        }
 
 
 class Synthesiser:
@@ -105,6 +63,31 @@ class Synthesiser:
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: list[Moments] | None = None
         self._stack = ExitStack()
+
+    @classmethod
+    def of(
+        cls,
+        teacher: Classifier,
+        config: InvertConfig | DistillConfig,
+        *,
+        runtime: Runtime,
+        statistics: bool = True,
+        prior: Classifier | None = None,
+        student: Classifier | None = None,
+        on_event: OnEvent = ignore,
+    ) -> Self:
+        """As a command settled it; arguments as of `Objective`, `student` is the rival."""
+        objective = Objective(
+            teacher,
+            config,
+            runtime=runtime,
+            statistics=statistics,
+            prior=prior,
+            rival=Rival.of(student, config) if student is not None else None,
+            compiled=config.compile == "on",
+            on_event=on_event,
+        )
+        return cls(objective, seed=config.seed, on_event=on_event)
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._objective)

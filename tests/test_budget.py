@@ -67,19 +67,24 @@ def test_timing_leaves_the_networks_as_they_are(digits: Classifier) -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_a_run_keeps_its_plan(tmp_path: Path) -> None:
+def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two rounds on a machine of this pace, whatever the pace of the one that runs the test.
+    pace = Pace(start=0.0, first=1.0, batch=10.0, step=0.2)
+    monkeypatch.setattr("dreamkd.budget.measure_pace", lambda *_, **__: pace)
     config = distill_config(
         out=str(tmp_path / "run"),
-        budget_minutes=0.15,
+        budget_minutes=1,
         rounds="auto",
         steps="auto",
         warmup="auto",
         first_batches=1,
         recipe="generator",
     )
-    first = distill(config)
+    notes: list[str] = []
+    first = distill(config, on_event=lambda event: notes.append(str(event)))
+    assert sum("to write" in note for note in notes) == 1  # of the plan, not of the default
     resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())
-    assert resolved["requested"]["budget_minutes"] == 0.15
+    assert resolved["requested"]["budget_minutes"] == 1
     assert resolved["config"]["steps"] == first.steps > 0
     # 54 student steps a round, as the recipe has them: 4860 / 90.
     assert resolved["config"]["steps"] == 54 * resolved["config"]["rounds"]

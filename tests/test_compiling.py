@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dreamkd.batch import Batch
 from dreamkd.batchnorm import Call, Layer, trace
 from dreamkd.config import settle
 from dreamkd.engine import Runtime, compile_step, worth_compiling
@@ -10,7 +11,7 @@ from dreamkd.events import Event, Hint
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
-from dreamkd.synthesis import Batch, Synthesiser
+from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
 from tests.conftest import distill_config
 from tests.test_training import examples, fresh

@@ -1,6 +1,7 @@
 """`distill` as a workflow: the adaptive loop, existing shards, resuming, the result."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,28 @@ def test_the_curve_is_of_the_student_as_it_learned(whole: Path, tmp_path: Path) 
     assert [point["step"] for point in coarse.curve] == [8, 12]
     assert coarse.curve[0]["top1"] == result["curve"][1]["top1"]
     assert coarse.student_top1 == result["student_top1"] == result["curve"][-1]["top1"]
+
+
+def test_a_stop_while_the_student_is_measured_loses_no_point(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = distill_config(out=str(tmp_path / "run"), eval_data="sklearn:digits")
+    asked: list[bool] = []
+
+    def interrupted(*_: object, on_batch: Callable[[], None]) -> None:
+        asked.append(True)
+        on_batch()
+
+    for _ in range(2):  # the second time before a step is taken
+        with monkeypatch.context() as patch, pytest.raises(Stopped, match="state is saved"):
+            patch.setattr("dreamkd.recipes.measure", interrupted)
+            distill(config, should_stop=lambda: bool(asked))
+        asked.clear()
+    found = distill(config)
+    wanted = json.loads((whole / "result.json").read_text())
+    for a, b in zip(found.curve, wanted["curve"], strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert facts(tmp_path / "run") == facts(whole)
 
 
 def test_a_student_goes_on_from_a_checkpoint(whole: Path, tmp_path: Path) -> None:

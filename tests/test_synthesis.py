@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dreamkd import models, synthesis
+from dreamkd.batch import Batch
 from dreamkd.config import settle
 from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8, twin
 from dreamkd.errors import DivergedError, NoBatchNormError
@@ -16,7 +17,7 @@ from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.models import Card, Classifier
 from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
-from dreamkd.synthesis import Batch, Synthesiser
+from dreamkd.synthesis import Synthesiser
 from tests.conftest import invert_config
 
 LABELS = torch.arange(20) % 10

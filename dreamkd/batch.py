@@ -1,0 +1,52 @@
+"""A synthesised batch, and what is kept of it in records and manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Synthesised images and what the teacher makes of them, after rounding to uint8."""
+
+    images: Tensor  # uint8 (B, C, H, W), CPU
+    labels: Tensor  # int64 (B,)
+    predictions: Tensor  # int64 (B,): the teacher's top-1
+    confidences: Tensor  # float32 (B,): the teacher's probability of the label
+    r_feature: float  # of the kept images, unweighted; 0 without batch norm
+    r_feature_chance: float  # what as many and as varied images show by chance
+    lr: float  # peak rate: that of the settings, halved at every restart
+    terms: dict[str, float]  # weighted terms of the last step
+
+    def facts(
+        self, *, class_names: Sequence[str], predictions: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        """One record per image: class, the teacher's view of it, the verifiers' top-1."""
+        return [
+            {
+                "class_name": class_names[label] if class_names else str(label),
+                "teacher_top1": int(self.predictions[i]),
+                "teacher_probability": round(float(self.confidences[i]), 6),
+                "verifiers": {name: int(top1[i]) for name, top1 in predictions.items()},
+            }
+            for i, label in enumerate(self.labels.tolist())
+        ]
+
+    def summary(self, *, predictions: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The batch's line in the manifest: terms, R_feature, percent classified as asked."""
+
+        def percent(top1: Tensor) -> float:
+            return round(100 * float((top1 == self.labels).float().mean()), 4)
+
+        return {
+            "lr": self.lr,
+            "terms": {name: round(value, 6) for name, value in self.terms.items()},
+            "r_feature": round(self.r_feature, 4),
+            "r_feature_chance": round(self.r_feature_chance, 4),
+            "teacher_top1": percent(self.predictions),
+            "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
+        }
