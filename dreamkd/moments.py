@@ -101,7 +101,7 @@ def image_moments(x: Tensor, running_mean: Tensor, running_var: Tensor, *, count
     """
     shape = (-1, *[1] * (x.ndim - 2))
     centred = x.float() - running_mean.float().view(shape)
-    rows = torch.stack([centred, centred.square()]).flatten(3).mean(3)  # (2, rows, C)
+    rows = torch.stack([centred, centred.square()])[..., None].flatten(3).mean(3)  # (2, rows, C)
     offset, square = rows.view(2, count, -1, rows.shape[2]).mean(2)
     return Moments(offset, square, running_mean.float(), running_var.float())
 

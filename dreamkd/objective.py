@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamkd import losses
@@ -101,11 +101,11 @@ class Objective:
     def __enter__(self) -> Self:
         device = self.runtime.device
         # Copies carry the hooks: others who run the networks meanwhile do not pay for them.
-        self._model = fixed(self.teacher.module, runtime=self.runtime)
+        self._model = self._fixed(self.teacher)
         if self.rival is not None:
             self._stack.enter_context(on_device(self.rival.student.module, device))
         if self.prior is not None:
-            self._prior_model = fixed(self.prior.module, runtime=self.runtime)
+            self._prior_model = self._fixed(self.prior)
         if self.statistics:  # else nobody would take what the hooks collect
             watched = self._prior_model if self.prior is not None else self._model
             self._watched = self._stack.enter_context(watch(watched))
@@ -115,6 +115,10 @@ class Objective:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self._steps.clear()
+
+    def _fixed(self, network: Classifier) -> nn.Module:
+        size = network.card.input_size
+        return fixed(network.module, runtime=self.runtime, input_size=size)
 
     def term_names(self, *, compete: bool = True) -> list[str]:
         """The terms of the loss: first those that each image has for itself, then R_feature."""

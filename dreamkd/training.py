@@ -52,8 +52,7 @@ class Training:
             stored: the teacher's outputs of a step, which then does not run.
         """
         self._record, self._stored = record, stored
-        self.student = student
-        self.teacher = teacher
+        self.student, self.teacher = student, teacher
         self.config = config
         self.runtime = runtime
         self.step = 0
@@ -68,7 +67,8 @@ class Training:
 
     def __enter__(self) -> Self:
         if self._stored is None:
-            self._fixed = fixed(self.teacher.module, runtime=self.runtime)
+            module, size = self.teacher.module, self.teacher.card.input_size
+            self._fixed = fixed(module, runtime=self.runtime, input_size=size)
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dreamkd import batchnorm
 from dreamkd.batchnorm import watch
 from dreamkd.errors import NoBatchNormError
-from dreamkd.moments import moments
+from dreamkd.moments import image_moments, moments
 
 KINDS = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (5, 4)),
@@ -131,6 +131,20 @@ def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
     for field in ("offset", "square"):
         first, second = (getattr(part, field) for part in parts)
         assert torch.allclose(0.4 * first + 0.6 * second, getattr(whole, field))
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 2)], ids=str)
+@pytest.mark.parametrize("count", [6, 2], ids=["a-row-an-image", "three-rows-an-image"])
+def test_moments_of_a_batch_are_the_means_of_its_images(shape: tuple[int, ...], count: int) -> None:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+    mean, var = torch.tensor([1.0, 0.0, -1.0]), torch.ones(3)
+    each, whole = image_moments(x, mean, var, count=count), moments(x, mean, var)
+    for field in ("offset", "square"):
+        rows = getattr(each, field)
+        assert rows.shape == (count, 3)
+        assert torch.allclose(rows.mean(0), getattr(whole, field), atol=1e-6)
+    first = moments(x[: 6 // count], mean, var)
+    assert torch.allclose(each.square[0], first.square, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

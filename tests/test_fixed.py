@@ -101,3 +101,26 @@ def test_unknown_kinds_stay() -> None:
     made = fixed(nn.Sequential(Mine(3, 3, 1), nn.InstanceNorm2d(3)), runtime=BF16)
     assert [type(m) for m in made] == [Mine, nn.InstanceNorm2d]
     assert made[0].weight.dtype == torch.float32
+
+
+class Table(nn.Module):
+    """Keeps a table from its first run, as attention with relative positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(1))
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias.expand(x.shape[-1]).clone()
+        return x + self.kept["bias"]
+
+
+def test_a_table_is_there_before_the_first_step() -> None:
+    model = Table().eval()
+    made = fixed(model, runtime=FP32, input_size=(3, 4, 4))
+    assert made.kept["bias"].shape == (4,)
+    assert not made.kept["bias"].requires_grad
+    assert not made.kept["bias"].is_inference()
+    assert not model.kept

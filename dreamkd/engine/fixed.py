@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from dreamkd.engine.runtime import Runtime
 
 
-def fixed(model: nn.Module, *, runtime: Runtime) -> nn.Module:
+def fixed(
+    model: nn.Module, *, runtime: Runtime, input_size: tuple[int, int, int] | None = None
+) -> nn.Module:
     """A copy of `model` in eval mode, on the runtime's device, that computes the same faster.
 
     What every step would do again is done once: weights are cast to the precision of the matrix
@@ -18,6 +20,10 @@ def fixed(model: nn.Module, *, runtime: Runtime) -> nn.Module:
     them (`FixedNorm`). The copy is for `runtime.autocast()` only; `model` is left alone.
 
     Kinds that are not known by their exact class stay as they are.
+
+    Args:
+        input_size: (C, H, W) of a blank image that the copy is run on: some networks keep a table
+            from their first run, which would be another graph, were it left to the first step.
     """
     with torch.no_grad():
         made = copy.deepcopy(model).eval().requires_grad_(False).to(runtime.device)
@@ -30,6 +36,10 @@ def fixed(model: nn.Module, *, runtime: Runtime) -> nn.Module:
                 if not name:
                     return norm
                 made.set_submodule(name, norm)
+        if input_size is not None:
+            blank = torch.zeros(1, *input_size, device=runtime.device)
+            with runtime.autocast():
+                made(blank.contiguous(memory_format=torch.channels_last))
     return made
 
 
