@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from tests.reliability import kills
 pytestmark = pytest.mark.slow
 
 LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 600")
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background and would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("job", kills.JOBS)
@@ -50,9 +59,8 @@ def test_asked_twice_it_stops_at_once(tmp_path: Path) -> None:
     process = at_work(command, tmp_path / "run")
     assert process.stdout is not None
     process.send_signal(signal.SIGINT)
-    lines = []
-    while "once more stops at once" not in (lines or [""])[-1]:
-        lines.append(process.stdout.readline().decode())
+    said = iter(process.stdout.readline, b"")
+    assert any(b"once more stops at once" in line for line in said)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
