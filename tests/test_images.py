@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dreamkd.images import IMAGES, Generated, Images, Pixels, Pyramid
+from dreamkd.images.generator import _DoublingConv
 from dreamkd.images.pixels import pink
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -147,3 +149,18 @@ def test_what_is_carried_is_as_large_as_said(kind: str) -> None:
     images.end(lr=0.1)
     carried = sum(t.numel() * t.element_size() for t in images.state().values() if t.ndim)
     assert carried == IMAGES[kind].carried((3, 12, 10))
+
+
+def test_doubling_within_a_convolution_is_doubling_before_it() -> None:
+    doubling = _DoublingConv(5, 4).double()
+    x = torch.randn(2, 5, 6, 7, generator=generator()).double()
+    weight = torch.randn(4, 5, 3, 3, generator=generator(1)).double().requires_grad_()
+    doubling.weight = torch.nn.Parameter(weight.detach())
+    wanted = F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1)
+    found = doubling(x)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    for output in (found, wanted):
+        output.square().sum().backward()
+    assert doubling.weight.grad is not None
+    assert weight.grad is not None
+    assert torch.allclose(doubling.weight.grad, weight.grad, atol=1e-9)
