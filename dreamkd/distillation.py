@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dreamkd import batchnorm, models, samples, softlabels
+from dreamkd import batchnorm, models, samples, softlabels, timetable
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.engine import Runtime, time_limit
@@ -26,7 +26,7 @@ from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, prepare, settled, try_out
-from dreamkd.recipes import RECIPES, Job, batches, on_noise
+from dreamkd.recipes import RECIPES, Job, on_noise
 from dreamkd.runs import Run, default_folder, open_run, requested_settings
 from dreamkd.softlabels import Recorder, Stored
 
@@ -188,7 +188,8 @@ def _image_steps(config: DistillConfig) -> int:
     learned = int(config.steps) * int(config.batch_size) // 10
     if config.data:
         return learned
-    return learned + batches(config) * int(config.image_batch_size) * int(config.image_steps)
+    optimised = timetable.batches(config) * int(config.image_batch_size)
+    return learned + optimised * int(config.image_steps)
 
 
 def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
@@ -198,7 +199,7 @@ def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
     holds weights, their average, and the optimiser's moments.
     """
     size = student.card.input_size
-    images = 0 if config.data else batches(config) * int(config.image_batch_size) - run.images
+    images = 0 if config.data else timetable.batches(config) * config.images_per_batch - run.images
     carried = 0 if config.data else IMAGES[config.images].carried(size)
     views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from dreamkd import timetable
 from dreamkd.bank import Bank
 from dreamkd.config import DistillConfig
 from dreamkd.engine import LOOK, Runtime, enough_memory, to_uint8
@@ -29,9 +31,6 @@ from dreamkd.sequence import carry, outstanding
 from dreamkd.softlabels import Recorder, Stored
 from dreamkd.synthesis import OnStep, Synthesiser
 from dreamkd.training import Training
-
-#: Fresh batches arrive over this share of the student's steps, so that the last is learned too.
-_SYNTHESIS_SHARE = 2 / 3
 
 #: Seconds between two saved states.
 _SAVE_EVERY = 20.0
@@ -69,7 +68,7 @@ class Job:
         )
         self.seconds = 0.0  # of synthesis, over all processes
         self.curve: list[dict[str, float]] = []  # of the student as it learned
-        self._looks = looks(self.config)
+        self._looks = timetable.looks(self.config)
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -167,15 +166,14 @@ def adaptive(job: Job) -> Examples:
     Returns: the bank.
     """
     config, card = job.config, job.teacher.card
-    size = int(config.image_batch_size)
-    count = batches(config)
+    each, count = config.images_per_batch, timetable.batches(config)
     bank = Bank(job.run, on_event=job.on_event)
     job.flush = bank.flush
     held = bank.held(range(count))
     job.resume()
     everything = Examples(
-        torch.empty((count * size, *card.input_size), dtype=torch.uint8),
-        label_range(range(card.num_classes), 0, count * size, seed=config.seed),
+        torch.empty((count * each, *card.input_size), dtype=torch.uint8),
+        torch.empty(count * each, dtype=torch.int64),
     )
     everything.images.zero_()  # what memory it takes, it takes now and not after hours
     with ExitStack() as stack:
@@ -196,34 +194,22 @@ def adaptive(job: Job) -> Examples:
                 )
             )
             missing = {*outstanding(job.run, synthesiser, held, on_event=job.on_event)}
-        if any(_competes(k, config) and job.training.step > begins(k, config) for k in missing):
+        if any(
+            timetable.competes(k, config) and job.training.step > timetable.begins(k, config)
+            for k in missing
+        ):
             # The student has gone past a batch that needs the student of its time.
             job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
             job.restart()
         for k in range(count):
-            job.train(_first(everything, k * size), until=begins(k, config))
+            job.train(_first(everything, k * each), until=timetable.begins(k, config))
             if k in missing:
-                began = time.perf_counter()
                 rival.module.load_state_dict(job.training.student.module.state_dict())
-                phase = f"images {k + 1} of {count}"
-                with enough_memory("--image-chunk"):
-                    batch = synthesiser.batch(
-                        everything.labels[k * size : (k + 1) * size],
-                        generator=generator_for(config.seed, "batch", k),
-                        compete=_competes(k, config),
-                        name=f"batch {k}",
-                        on_step=_watcher(phase, job),
-                    )
-                facts = batch.facts(class_names=card.class_names, predictions={})
-                line = batch.summary(predictions={})
-                start = k * size
-                bank.add(k, batch.images, batch.labels, start=start, facts=facts, line=line)
-                carry(job.run, bank, synthesiser, following=k + 1)
-                job.seconds += time.perf_counter() - began
-                made = batch.images
+                made = _make(k, job, synthesiser, bank)
             else:
-                made = bank.read(k)[0]
-            everything.images[k * size : (k + 1) * size] = made
+                made = bank.read(k)
+            here = slice(k * each, (k + 1) * each)
+            everything.images[here], everything.labels[here] = made
         bank.write_contact_sheet()
         job.train(everything, until=int(config.steps))
     return everything
@@ -240,6 +226,39 @@ def on_noise(job: Job, *, count: int) -> Examples:
     with job.training:
         job.train(Examples(images, labels), until=int(job.config.steps))
     return Examples(images, labels)
+
+
+def _make(k: int, job: Job, synthesiser: Synthesiser, bank: Bank) -> tuple[Tensor, Tensor]:
+    """Synthesise batch `k` and keep it, and what goes on to the next.
+
+    Returns: images, uint8 (B, C, H, W), and labels, int64 (B,).
+    Raises: Stopped: the batch is then made again.
+    """
+    began = time.perf_counter()
+    config, card = job.config, job.teacher.card
+    size, each = int(config.image_batch_size), config.images_per_batch
+    phase = f"images {k + 1} of {timetable.batches(config)}"
+    with enough_memory("--image-chunk"):
+        batch = synthesiser.batch(
+            label_range(range(card.num_classes), k * size, (k + 1) * size, seed=config.seed),
+            generator=generator_for(config.seed, "batch", k),
+            compete=timetable.competes(k, config),
+            name=f"batch {k}",
+            on_step=_watcher(phase, job),
+        )
+    images, labels = batch.images, batch.labels
+    facts = batch.facts(class_names=card.class_names, predictions={})
+    line = batch.summary(predictions={})
+    if each > size:
+        drawn = synthesiser.draw(each - size, generator=generator_for(config.seed, "drawn", k))
+        images = torch.cat([images, drawn.images])
+        labels = torch.cat([labels, drawn.labels])
+        facts += drawn.facts(class_names=card.class_names)
+        line |= drawn.summary()
+    bank.add(k, images, labels, start=k * each, facts=facts, line=line)
+    carry(job.run, bank, synthesiser, following=k + 1)
+    job.seconds += time.perf_counter() - began
+    return images, labels
 
 
 def _watcher(phase: str, job: Job) -> OnStep:
@@ -259,33 +278,6 @@ def _watcher(phase: str, job: Job) -> OnStep:
 
 def _first(examples: Examples, count: int) -> Examples:
     return Examples(examples.images[:count], examples.labels[:count])
-
-
-def looks(config: DistillConfig) -> set[int]:
-    """The student's steps at which it is measured, the last left out."""
-    total = int(config.steps)
-    rounds = 0 if config.recipe == "offline" else int(config.rounds)
-    # After the last fresh batch as before it.
-    pace = _SYNTHESIS_SHARE * total / rounds if rounds else total / 100
-    parts = round(total / pace)
-    every = max(1, parts // 10) if config.eval_every == "auto" else int(config.eval_every)
-    return {round(pace * part) for part in range(every, parts + 1, every)} - {0, total}
-
-
-def batches(config: DistillConfig) -> int:
-    """Image batches of the whole job."""
-    return int(config.first_batches) + int(config.rounds)
-
-
-def begins(k: int, config: DistillConfig) -> int:
-    """The student's step at which batch `k` is made; 0 for the first bank."""
-    fresh = k - int(config.first_batches) + 1  # of the batches after the first bank
-    return round(_SYNTHESIS_SHARE * int(config.steps) * max(0, fresh) / max(1, int(config.rounds)))
-
-
-def _competes(k: int, config: DistillConfig) -> bool:
-    """Whether batch `k` depends on the student of its time."""
-    return k >= int(config.first_batches) and float(config.competition) > 0
 
 
 RECIPES: dict[str, Callable[[Job], Examples]] = {

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
-from dreamkd.batch import Batch
+from dreamkd.batch import Batch, Drawn
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
 from dreamkd.engine import LOOK, Runtime, check_finite, rate, to_uint8
 from dreamkd.errors import DivergedError
@@ -25,7 +25,7 @@ from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES
 from dreamkd.models import Classifier
 from dreamkd.moments import Moments, blend
-from dreamkd.objective import Average, Objective, Rival
+from dreamkd.objective import Average, Objective, Rival, chunks
 from dreamkd.observation import Observer
 
 #: A batch that diverges begins again at half the rate, at most so often.
@@ -175,6 +175,21 @@ class Synthesiser:
         check_finite(finite, where=f"the end of {name}")
         images.end(lr=lr)
         return self._finish(x if best is None else best.images, labels, terms, lr=lr)
+
+    def draw(self, count: int, *, generator: Generator) -> Drawn:
+        """Further images of the generator as it was at the end of the last batch.
+
+        They cost one pass forward each; which class they show is for the teacher to say.
+        """
+        card, size = self.teacher.card, int(self.config.image_batch_size)
+        made = []
+        for part in chunks(count, size):  # the generator's batch norm sees as many as it learned on
+            with self.runtime.autocast():
+                x = self._images.draw(part.stop - part.start, generator)
+            made.append(to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu())
+        images = torch.cat(made)
+        seen = self._observe(images, None)
+        return Drawn(images, seen.predictions, seen.confidences, seen.r_feature)
 
     @property
     def sequential(self) -> bool:

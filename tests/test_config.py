@@ -249,6 +249,11 @@ def test_what_is_given_is_not_settled() -> None:
             {**PAIR, "recipe": "generator", "images": "pyramid"},
             "--recipe generator does not go with --images pyramid",
         ),
+        (
+            DistillConfig,
+            {**PAIR, "images": "pixels", "drawn_images": 9},
+            "--drawn-images has no effect with --images pixels",
+        ),
     ],
 )
 def test_combinations(config: type, values: dict[str, Any], line: str) -> None:

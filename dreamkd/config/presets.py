@@ -193,6 +193,7 @@ def settle(
     chosen = values | given
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
     values["warmup"] = int(chosen["steps"]) // 20
+    values["drawn_images"] = 3 * int(chosen["image_batch_size"])
     idle = replace(config, images=values["images"]).idle()
     open_ = values.keys() & (wanted.keys() - given.keys() - idle.keys())
     return replace(config, **{name: values[name] for name in open_ if values[name] is not None})
