@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +28,9 @@ class Batch:
         """One record per image: class, the teacher's view of it, the verifiers' top-1."""
         return [
             {
-                **_fact(label, self.predictions[i], self.confidences[i], class_names),
+                "class_name": class_names[label] if class_names else str(label),
+                "teacher_top1": int(self.predictions[i]),
+                "teacher_probability": round(float(self.confidences[i]), 6),
                 "verifiers": {name: int(top1[i]) for name, top1 in predictions.items()},
             }
             for i, label in enumerate(self.labels.tolist())
@@ -48,33 +50,3 @@ class Batch:
             "teacher_top1": percent(self.predictions),
             "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
         }
-
-
-class Drawn(NamedTuple):
-    """Images that a generator makes besides those of a batch, after rounding to uint8."""
-
-    images: Tensor  # uint8 (B, C, H, W), CPU
-    labels: Tensor  # int64 (B,): the teacher's top-1
-    confidences: Tensor  # float32 (B,): its probability
-    r_feature: float  # of these images, unweighted; 0 without batch norm
-
-    def facts(self, *, class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """One record per image: class, the teacher's view of it, that it was drawn."""
-        return [
-            {**_fact(label, label, self.confidences[i], class_names), "drawn": True}
-            for i, label in enumerate(self.labels.tolist())
-        ]
-
-    def summary(self) -> dict[str, Any]:
-        """What the batch's line in the manifest says of them."""
-        return {"drawn": {"count": len(self.labels), "r_feature": round(self.r_feature, 4)}}
-
-
-def _fact(
-    label: int, top1: int | Tensor, probability: Tensor, class_names: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "class_name": class_names[label] if class_names else str(label),
-        "teacher_top1": int(top1),
-        "teacher_probability": round(float(probability), 6),
-    }

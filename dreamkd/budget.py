@@ -159,7 +159,6 @@ def _images(
     short = replace(config, image_steps=min(steps, _IMAGE_STEPS))
     classes, size = teacher.card.num_classes, int(config.image_batch_size)
     labels = label_range(range(classes), 0, size, seed=config.seed)
-    drawn = config.images_per_batch - size
     start, batches = 0.0, list[float]()
     with Synthesiser.of(
         teacher, short, runtime=runtime, prior=prior, student=student.copy()
@@ -174,8 +173,6 @@ def _images(
                 compete=compete,
                 on_step=lambda *_: marks.append(_now(runtime)),
             )
-            if drawn:
-                synthesiser.draw(drawn, generator=generator_for(config.seed, "budget"))
             return _now(runtime) - marks[0], (marks[-1] - marks[1]) / max(1, len(marks) - 2)
 
         for compete in (False, True):

@@ -17,6 +17,7 @@ from typing import Any
 from dreamkd import batchnorm, models, samples, softlabels, timetable
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
+from dreamkd.course import steps_per_batch
 from dreamkd.engine import Runtime, time_limit
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_synthetic, read_labelled
@@ -186,10 +187,12 @@ def distill(
 def _image_steps(config: DistillConfig) -> int:
     """Images times steps of the whole job; compiling gains a tenth as much on a student step."""
     learned = int(config.steps) * int(config.batch_size) // 10
-    if config.data:
-        return learned
-    optimised = timetable.batches(config) * int(config.image_batch_size)
-    return learned + optimised * int(config.image_steps)
+    return learned if config.data else learned + _images(config) * steps_per_batch(config)
+
+
+def _images(config: DistillConfig) -> int:
+    """Images that the whole job makes."""
+    return timetable.batches(config) * int(config.image_batch_size)
 
 
 def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
@@ -199,7 +202,7 @@ def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
     holds weights, their average, and the optimiser's moments.
     """
     size = student.card.input_size
-    images = 0 if config.data else timetable.batches(config) * config.images_per_batch - run.images
+    images = 0 if config.data else _images(config) - run.images
     carried = 0 if config.data else IMAGES[config.images].carried(size)
     views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())

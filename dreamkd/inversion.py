@@ -20,6 +20,7 @@ from dreamkd import models, samples
 from dreamkd.bank import Bank
 from dreamkd.batch import Batch
 from dreamkd.config import InvertConfig
+from dreamkd.course import steps_per_batch
 from dreamkd.engine import LOOK, Runtime, enough_memory, time_limit
 from dreamkd.errors import ConfigError, Stopped
 from dreamkd.events import Finished, Note, OnEvent, Progress, ignore
@@ -93,7 +94,7 @@ def invert(
             config,
             teacher=teacher,
             prior=partners.prior,
-            image_steps=lambda c: layout.count * int(c.image_steps),
+            image_steps=lambda c: layout.count * steps_per_batch(c),
             inputs=partners.sha256(),
             check=check,
         )

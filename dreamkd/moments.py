@@ -5,7 +5,7 @@ They are linear in the images, so that those of a batch follow from those of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -117,6 +117,36 @@ def blend(parts: Sequence[Sequence[Moments]], weights: Sequence[float | Tensor])
         )
         for layers_ in zip(*parts, strict=True)
     ]
+
+
+class Average(NamedTuple):
+    """A moving average of the moments of former batches, and its weight against a new batch's."""
+
+    stats: Sequence[Moments]
+    momentum: float
+
+    def including(self, stats: Sequence[Moments]) -> list[Moments]:
+        """Moved towards the moments of another batch."""
+        return blend([self.stats, stats], [self.momentum, 1 - self.momentum])
+
+    def state(self) -> dict[str, Tensor]:
+        """Its moments as named tensors."""
+        return {
+            f"{i:04d}.{name}": value
+            for i, layer in enumerate(self.stats)
+            for name, value in layer._asdict().items()
+        }
+
+    @classmethod
+    def restored(
+        cls, state: Mapping[str, Tensor], momentum: float, *, device: str
+    ) -> Average | None:
+        """What gave `state`; None if that is empty."""
+        layers: dict[str, dict[str, Tensor]] = {}
+        for name, value in sorted(state.items()):
+            layer, _, part = name.partition(".")
+            layers.setdefault(layer, {})[part] = value.to(device)
+        return cls([Moments(**layer) for layer in layers.values()], momentum) if layers else None
 
 
 def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:

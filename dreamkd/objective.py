@@ -24,7 +24,7 @@ from dreamkd.config import CompetitionConfig, ImageConfig
 from dreamkd.engine import Runtime, compile_step, fixed, on_device, renormalise
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
-from dreamkd.moments import Moments, blend
+from dreamkd.moments import Average, Moments, blend
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Rival:
         )
 
 
-#: (images, labels, view, count, whole, average) -> scalar to differentiate, terms, scores.
+#: (images, labels, view, count, whole, average, alpha_f) -> scalar to differentiate, terms, scores.
 Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
@@ -135,6 +135,7 @@ class Objective:
         factor: int = 1,
         compete: bool = True,
         average: Average | None = None,
+        r_feature: float | str | None = None,
     ) -> Loss:
         """Loss and gradient of images as `view` shows them.
 
@@ -148,11 +149,13 @@ class Objective:
             factor: the network sees the images averaged over factor x factor pixels.
             average: statistics of former batches, blended with those of this one.
             compete: whether the rival takes part, if there is one.
+            r_feature: its weight alpha_f, if it is not that of the settings.
         Returns: detached tensors, on the device of `x`.
         """
         count = len(x)
         parts = chunks(count, int(self.config.image_chunk))
         x, step = x.detach(), self._step(factor, compete=compete and self.rival is not None)
+        alpha_f = self._weight(self.config.r_feature if r_feature is None else r_feature)
         whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self.statistics else None
         gradients: list[Tensor] = []
         terms, scores = torch.zeros((), device=x.device), []
@@ -160,7 +163,7 @@ class Objective:
             leaf = x[part].requires_grad_()
             with self.runtime.autocast():
                 loss, own, own_scores = step(
-                    leaf, labels[part], view.part(part), count, whole, average
+                    leaf, labels[part], view.part(part), count, whole, average, alpha_f
                 )
             scaled = loss * self.runtime.loss_scale
             gradients += torch.autograd.grad(scaled, leaf)
@@ -172,6 +175,11 @@ class Objective:
         if self.runtime.loss_scale != 1:
             gradient /= self.runtime.loss_scale
         return Loss(terms, torch.cat(scores), gradient)
+
+    def _weight(self, r_feature: float | str) -> Tensor:
+        """alpha_f as a tensor, so that one graph serves every weight."""
+        value = float(r_feature) if self.statistics else 0.0
+        return torch.full((), value, device=self.runtime.device)
 
     def _step(self, factor: int, *, compete: bool) -> Step:
         """The terms at one resolution, compiled into a graph of their own."""
@@ -211,6 +219,7 @@ class Objective:
         count: int,
         whole: list[Moments] | None,
         average: Average | None,
+        alpha_f: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of a chunk of a batch of `count`: compiled with the network.
 
@@ -243,9 +252,9 @@ class Objective:
             if whole is not None:
                 stats = _in_place_of(whole, stats, share=len(x) / count)
             if average is not None:
-                stats = blend([average.stats, stats], [average.momentum, 1 - average.momentum])
+                stats = average.including(stats)
             r = losses.r_feature(stats, first_scale=float(config.first_bn))
-            terms = torch.cat([terms, float(config.r_feature) * r[None]])
+            terms = torch.cat([terms, alpha_f * r[None]])
         return terms.sum(), terms.detach(), per_image.detach().sum(0)
 
     def _run_prior(self, inputs: Tensor) -> None:
@@ -254,13 +263,6 @@ class Objective:
         theirs = renormalise(inputs, self.teacher.card, self.prior.card)
         weights = self._to_prior[inputs.shape[2], inputs.shape[3]]
         self._prior_model(theirs if weights is None else resample(theirs, weights))
-
-
-class Average(NamedTuple):
-    """A moving average of the moments of former batches, and its weight against a new batch's."""
-
-    stats: list[Moments]
-    momentum: float
 
 
 def chunks(count: int, size: int) -> list[slice]:

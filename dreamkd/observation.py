@@ -66,11 +66,8 @@ class Observer:
         self._stack.close()
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor | None) -> Observation:
-        """Look at `images`, uint8 (B, C, H, W), asked to show `labels`, int64 (B,).
-
-        Without labels, each is taken for what the teacher sees.
-        """
+    def __call__(self, images: Tensor, labels: Tensor) -> Observation:
+        """Look at `images`, uint8 (B, C, H, W), asked to show `labels`, int64 (B,)."""
         logits, found = [], []
         for chunk in torch.split(images, _CHUNK):
             self._count, chunk = len(chunk), chunk.to(self._device)
@@ -90,11 +87,9 @@ class Observer:
             for layer in per_image
         ]
         probabilities = torch.cat(logits).float().softmax(1).cpu()
-        predictions = probabilities.argmax(1)
-        labels = predictions if labels is None else labels.cpu()
         return Observation(
-            predictions=predictions,
-            confidences=probabilities.gather(1, labels[:, None])[:, 0],
+            predictions=probabilities.argmax(1),
+            confidences=probabilities.gather(1, labels.cpu()[:, None])[:, 0],
             stats=stats,
             r_feature=float(losses.r_feature(stats)) if stats else 0.0,
             r_feature_chance=sampling_level(per_image),

@@ -106,10 +106,13 @@ def _measured(
 ) -> Config:
     """What is measured on the model, decided: the weight of R_feature, the chunk of a batch."""
     idle = config.idle()
-    if config.r_feature == "auto" and "r_feature" not in idle:
+    names = ("r_feature", "refine_r_feature")
+    open_ = [name for name in names if getattr(config, name) == "auto" and name not in idle]
+    if open_:
         weight = calibration.r_feature_weight(teacher, config, seed=config.seed, prior=prior)
         # The ratio has done its work; kept, it would contradict the weight.
-        config = replace(config, r_feature=weight, r_feature_ratio="auto")
+        decided: dict[str, Any] = {**dict.fromkeys(open_, weight), "r_feature_ratio": "auto"}
+        config = replace(config, **decided)
     if config.image_chunk == "auto" and "image_chunk" not in idle:
         chunk = calibration.image_chunk(teacher, config, runtime=runtime, prior=prior)
         config = replace(config, image_chunk=chunk)

@@ -166,14 +166,14 @@ def adaptive(job: Job) -> Examples:
     Returns: the bank.
     """
     config, card = job.config, job.teacher.card
-    each, count = config.images_per_batch, timetable.batches(config)
+    size, count = int(config.image_batch_size), timetable.batches(config)
     bank = Bank(job.run, on_event=job.on_event)
     job.flush = bank.flush
     held = bank.held(range(count))
     job.resume()
     everything = Examples(
-        torch.empty((count * each, *card.input_size), dtype=torch.uint8),
-        torch.empty(count * each, dtype=torch.int64),
+        torch.empty((count * size, *card.input_size), dtype=torch.uint8),
+        label_range(range(card.num_classes), 0, count * size, seed=config.seed),
     )
     everything.images.zero_()  # what memory it takes, it takes now and not after hours
     with ExitStack() as stack:
@@ -202,14 +202,14 @@ def adaptive(job: Job) -> Examples:
             job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
             job.restart()
         for k in range(count):
-            job.train(_first(everything, k * each), until=timetable.begins(k, config))
+            here = slice(k * size, (k + 1) * size)
+            job.train(_first(everything, here.start), until=timetable.begins(k, config))
             if k in missing:
                 rival.module.load_state_dict(job.training.student.module.state_dict())
-                made = _make(k, job, synthesiser, bank)
+                made = _make(k, everything.labels[here], job, synthesiser, bank)
             else:
-                made = bank.read(k)
-            here = slice(k * each, (k + 1) * each)
-            everything.images[here], everything.labels[here] = made
+                made, _ = bank.read(k)
+            everything.images[here] = made
         bank.write_contact_sheet()
         job.train(everything, until=int(config.steps))
     return everything
@@ -228,37 +228,28 @@ def on_noise(job: Job, *, count: int) -> Examples:
     return Examples(images, labels)
 
 
-def _make(k: int, job: Job, synthesiser: Synthesiser, bank: Bank) -> tuple[Tensor, Tensor]:
-    """Synthesise batch `k` and keep it, and what goes on to the next.
+def _make(k: int, labels: Tensor, job: Job, synthesiser: Synthesiser, bank: Bank) -> Tensor:
+    """Synthesise batch `k`, an image per label, and keep it and what goes on to the next.
 
-    Returns: images, uint8 (B, C, H, W), and labels, int64 (B,).
+    Returns: the images, uint8 (B, C, H, W).
     Raises: Stopped: the batch is then made again.
     """
     began = time.perf_counter()
     config, card = job.config, job.teacher.card
-    size, each = int(config.image_batch_size), config.images_per_batch
-    phase = f"images {k + 1} of {timetable.batches(config)}"
     with enough_memory("--image-chunk"):
         batch = synthesiser.batch(
-            label_range(range(card.num_classes), k * size, (k + 1) * size, seed=config.seed),
+            labels,
             generator=generator_for(config.seed, "batch", k),
             compete=timetable.competes(k, config),
             name=f"batch {k}",
-            on_step=_watcher(phase, job),
+            on_step=_watcher(f"images {k + 1} of {timetable.batches(config)}", job),
         )
-    images, labels = batch.images, batch.labels
     facts = batch.facts(class_names=card.class_names, predictions={})
     line = batch.summary(predictions={})
-    if each > size:
-        drawn = synthesiser.draw(each - size, generator=generator_for(config.seed, "drawn", k))
-        images = torch.cat([images, drawn.images])
-        labels = torch.cat([labels, drawn.labels])
-        facts += drawn.facts(class_names=card.class_names)
-        line |= drawn.summary()
-    bank.add(k, images, labels, start=k * each, facts=facts, line=line)
+    bank.add(k, batch.images, batch.labels, start=k * len(labels), facts=facts, line=line)
     carry(job.run, bank, synthesiser, following=k + 1)
     job.seconds += time.perf_counter() - began
-    return images, labels
+    return batch.images
 
 
 def _watcher(phase: str, job: Job) -> OnStep:

@@ -9,24 +9,28 @@ The hooks and the compiled graphs are set up once and serve every batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
-from dreamkd.batch import Batch, Drawn
-from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
-from dreamkd.engine import LOOK, Runtime, check_finite, rate, to_uint8
+from dreamkd.batch import Batch
+from dreamkd.config import DistillConfig, InvertConfig
+from dreamkd.course import Course, refining_steps, steps_per_batch
+from dreamkd.engine import LOOK, Runtime, check_finite, to_uint8
 from dreamkd.errors import DivergedError
 from dreamkd.events import Hint, OnEvent, ignore
-from dreamkd.images import IMAGES
+from dreamkd.images import IMAGES, Images, Pixels
 from dreamkd.models import Classifier
-from dreamkd.moments import Moments, blend
-from dreamkd.objective import Average, Objective, Rival, chunks
+from dreamkd.moments import Average
+from dreamkd.objective import Objective, Rival
 from dreamkd.observation import Observer
+
+Kind = TypeVar("Kind", bound=Images)
 
 #: A batch that diverges begins again at half the rate, at most so often.
 RESTARTS = 3
@@ -49,19 +53,16 @@ class Synthesiser:
         self._on_event = on_event
         self.teacher, self.config = objective.teacher, objective.config
         self.runtime = objective.runtime
-        card, config = self.teacher.card, self.config
-        self._images = IMAGES[config.images](
-            card.input_size,
-            mean=card.mean,
-            std=card.std,
-            clip=config.clip == "on",
-            start=config.start,
-            seed=seed,
-            device=self.runtime.device,
+        config = self.config
+        self._images = self._parameterised(
+            IMAGES[config.images], clip=config.clip == "on", start=config.start, seed=seed
         )
+        self._refined: Pixels | None = None  # what the images become, if their pixels are refined
+        if refining_steps(config):
+            self._refined = self._parameterised(Pixels, clip=True)
         self._observer = Observer(self.teacher, prior=objective.prior, device=self.runtime.device)
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
-        self._average: list[Moments] | None = None
+        self._average: Average | None = None
         self._stack = ExitStack()
 
     @classmethod
@@ -116,80 +117,98 @@ class Synthesiser:
             name: of the batch, in messages.
         Raises: DivergedError: a term became NaN or infinite, after `RESTARTS` restarts too.
         """
-        lr, start, restarts = float(self.config.image_lr), generator.get_state(), RESTARTS
+        start, restart = generator.get_state(), 0
         while True:
+            attempt = _Attempt(
+                labels=labels.to(self.runtime.device),
+                generator=generator,
+                compete=compete,
+                name=name,
+                total=steps_per_batch(self.config),
+                told=on_step,
+                best=_Best() if self.config.keep == "best" else None,
+            )
             try:
-                return self._batch(labels, generator, lr, compete=compete, name=name, told=on_step)
+                return self._batch(attempt, share=0.5**restart)
             except DivergedError as error:
-                if restarts == 0:
+                if restart == RESTARTS:
                     raise
-                lr, restarts = lr / 2, restarts - 1
+                restart += 1
+                lr = 0.5**restart * float(self.config.image_lr)
                 self._on_event(Hint(f"{error.fact}: it begins again at a rate of {lr:g}"))
                 generator.set_state(start)
 
-    def _batch(
-        self,
-        labels: Tensor,
-        generator: Generator,
-        lr: float,
-        *,
-        compete: bool,
-        name: str,
-        told: OnStep | None,
-    ) -> Batch:
-        """One attempt at a batch, at peak rate `lr`; one that diverges leaves nothing behind."""
-        config, images = self.config, self._images
-        images.begin(len(labels), generator)
-        targets = labels.to(self.runtime.device)
-        average = Average(self._average, self._momentum) if self._average is not None else None
-        total, done, terms = int(config.image_steps), 0, dict[str, float]()
-        best = _Best() if config.keep == "best" else None
-        for factor, steps in stages(config):
-            optimizer = self._optimizer()
+    def _batch(self, attempt: _Attempt, *, share: float) -> Batch:
+        """One attempt, at `share` of the rates; one that diverges leaves nothing behind."""
+        images, labels = self._images, attempt.labels
+        images.begin(len(labels), attempt.generator)
+        made = x = self._advance(attempt, images, Course.of(self.config, share=share))
+        if self._refined is not None:
+            self._refined.take(made)
+            x = self._advance(attempt, self._refined, Course.refining(self.config, share=share))
+        kept = self._rounded(x if attempt.best is None else attempt.best.images)
+        seen = self._observe(kept, labels)
+        if self._momentum > 0:
+            # Of what the average had a part in, and not of what pixels became without it.
+            own = seen if x is made else self._observe(self._rounded(made), labels)
+            stats = own.stats if self._average is None else self._average.including(own.stats)
+            self._average = Average(stats, self._momentum)
+        lr = share * float(self.config.image_lr)
+        images.end(lr=lr)
+        return Batch(
+            images=kept,
+            labels=labels.cpu(),
+            predictions=seen.predictions,
+            confidences=seen.confidences,
+            r_feature=seen.r_feature,
+            r_feature_chance=seen.r_feature_chance,
+            lr=lr,
+            terms=attempt.terms,
+        )
+
+    def _advance(self, attempt: _Attempt, images: Images, course: Course) -> Tensor:
+        """Take a course to its end.
+
+        Returns: the images, normalised, (B, C, H, W), detached.
+        Raises: DivergedError.
+        """
+        average = self._average if course.averaged else None
+        for factor, steps in course.stages:
+            optimizer = course.optimizer(images)
             for step in range(steps):
-                self._set_rate(optimizer, step, steps, peak=lr)
-                view = self._view(len(labels), factor, share=done / total, generator=generator)
+                course.set_rate(optimizer, step, steps)
+                view = self._view(factor, attempt)
                 with self.runtime.autocast():
                     x = images.inputs()
                 loss = self._objective(
-                    x, targets, view, factor=factor, compete=compete, average=average
+                    x,
+                    attempt.labels,
+                    view,
+                    factor=factor,
+                    compete=attempt.compete,
+                    average=average,
+                    r_feature=course.r_feature,
                 )
-                if best is not None and factor == 1:
-                    best.offer(x.detach(), loss.scores)
+                if attempt.best is not None and factor == 1:
+                    attempt.best.offer(x.detach(), loss.scores)
                 optimizer.zero_grad()
                 torch.autograd.backward(x, loss.gradient)
                 images.learn()
                 optimizer.step()
                 images.project()
-                done += 1
-                if done % LOOK == 0 or done == total:
+                attempt.done += 1
+                if attempt.done % LOOK == 0 or attempt.done == attempt.total:
                     values = loss.terms.tolist()  # host sync
-                    names = self._objective.term_names(compete=compete)
-                    terms = dict(zip(names, values, strict=True))
-                    check_finite(terms, where=f"image step {done} of {total} of {name}")
-                if told is not None:
-                    told(done, total, terms)
+                    names = self._objective.term_names(compete=attempt.compete)
+                    attempt.terms = dict(zip(names, values, strict=True))
+                    check_finite(attempt.terms, where=f"image {attempt.place}")
+                if attempt.told is not None:
+                    attempt.told(attempt.done, attempt.total, attempt.terms)
         with torch.no_grad(), self.runtime.autocast():
             x = images.inputs().detach()
         finite = {"the images": 0.0 if bool(x.isfinite().all()) else math.nan}  # host sync
-        check_finite(finite, where=f"the end of {name}")
-        images.end(lr=lr)
-        return self._finish(x if best is None else best.images, labels, terms, lr=lr)
-
-    def draw(self, count: int, *, generator: Generator) -> Drawn:
-        """Further images of the generator as it was at the end of the last batch.
-
-        They cost one pass forward each; which class they show is for the teacher to say.
-        """
-        card, size = self.teacher.card, int(self.config.image_batch_size)
-        made = []
-        for part in chunks(count, size):  # the generator's batch norm sees as many as it learned on
-            with self.runtime.autocast():
-                x = self._images.draw(part.stop - part.start, generator)
-            made.append(to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu())
-        images = torch.cat(made)
-        seen = self._observe(images, None)
-        return Drawn(images, seen.predictions, seen.confidences, seen.r_feature)
+        check_finite(finite, where=attempt.place)
+        return x
 
     @property
     def sequential(self) -> bool:
@@ -199,68 +218,58 @@ class Synthesiser:
     def state(self) -> dict[str, Tensor]:
         """What is carried to the next batch; empty unless `sequential`."""
         tensors = {f"images.{name}": value for name, value in self._images.state().items()}
-        for i, layer in enumerate(self._average or ()):
-            for name, value in layer._asdict().items():
-                tensors[f"average.{i:04d}.{name}"] = value
-        return tensors
+        average = self._average.state() if self._average is not None else {}
+        return tensors | {f"average.{name}": value for name, value in average.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` gave; from the beginning if it is empty."""
-        prefix = "images."
-        images = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self._images.restore(images)
-        names = sorted(name for name in state if name.startswith("average."))
-        fields = len(Moments._fields)
-        layers = [names[i : i + fields] for i in range(0, len(names), fields)]
-        self._average = [
-            Moments(
-                **{name.rpartition(".")[2]: state[name].to(self.runtime.device) for name in layer}
-            )
-            for layer in layers
-        ] or None
+        self._images.restore(_under("images.", state))
+        self._average = Average.restored(
+            _under("average.", state), self._momentum, device=self.runtime.device
+        )
 
-    def _optimizer(self) -> torch.optim.Adam:
-        """A fresh Adam: each resolution has its own moments."""
-        betas = (float(self.config.image_beta1), float(self.config.image_beta2))
-        return torch.optim.Adam(self._images.parameters(), betas=betas, fused=True)
+    def _parameterised(self, kind: type[Kind], **settings: Any) -> Kind:
+        """Images of the teacher's size and normalisation."""
+        card, device = self.teacher.card, self.runtime.device
+        return kind(card.input_size, mean=card.mean, std=card.std, device=device, **settings)
 
-    def _set_rate(self, optimizer: torch.optim.Adam, step: int, steps: int, *, peak: float) -> None:
-        warmup = min(int(self.config.image_warmup), steps // 2)
-        factor = rate(step, steps, warmup=warmup, schedule=self.config.image_schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = peak * factor * group["scale"]
-
-    def _view(self, count: int, factor: int, *, share: float, generator: Generator) -> View:
-        """Draw how the network sees each image; `share` of the batch's steps are done."""
+    def _view(self, factor: int, attempt: _Attempt) -> View:
+        """Draw how the network sees each image."""
         config = self.config
         _, height, width = self.teacher.card.input_size
         view = draw_view(
-            (count, height // factor, width // factor),
+            (len(attempt.labels), height // factor, width // factor),
             shift=round(int(config.jitter) / factor),
             flip=config.flip == "on",
-            smallest=smallest_crop(share, end=float(config.crop)),
-            generator=generator,
+            smallest=smallest_crop(attempt.done / attempt.total, end=float(config.crop)),
+            generator=attempt.generator,
         )
         return view.to(self.runtime.device)
 
-    def _finish(self, x: Tensor, labels: Tensor, terms: dict[str, float], *, lr: float) -> Batch:
-        """Round the images as they will be stored, look at those, and remember their statistics."""
-        card, momentum = self.teacher.card, self._momentum
-        images = to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu()
-        seen = self._observe(images, labels)
-        if momentum > 0:
-            parts = [seen.stats] if self._average is None else [self._average, seen.stats]
-            self._average = blend(parts, [1.0] if len(parts) == 1 else [momentum, 1 - momentum])
-        return Batch(
-            images=images,
-            labels=labels.cpu(),
-            predictions=seen.predictions,
-            confidences=seen.confidences,
-            r_feature=seen.r_feature,
-            r_feature_chance=seen.r_feature_chance,
-            lr=lr,
-            terms=terms,
-        )
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Images as they will be stored, uint8 on the CPU."""
+        card = self.teacher.card
+        return to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu()
+
+
+@dataclass
+class _Attempt:
+    """A batch on its way."""
+
+    labels: Tensor  # int64 (B,), on the device
+    generator: Generator
+    compete: bool
+    name: str  # in messages
+    total: int  # steps in all
+    told: OnStep | None
+    best: _Best | None
+    done: int = 0
+    terms: dict[str, float] = field(default_factory=dict)  # newest seen
+
+    @property
+    def place(self) -> str:
+        """Where it has come to, for messages."""
+        return f"step {self.done} of {self.total} of {self.name}"
 
 
 class _Best:
@@ -281,12 +290,6 @@ class _Best:
         self._scores = torch.where(better, scores, self._scores)
 
 
-def stages(config: ImageConfig) -> Iterator[tuple[int, int]]:
-    """(factor, steps) of each resolution, coarse to full: `--stages 2,1` is two thirds at half."""
-    lengths = [int(length) for length in config.stages]
-    total, whole, before = int(config.image_steps), sum(lengths), 0
-    for i, length in enumerate(lengths):
-        before += length
-        start, stop = total * (before - length) // whole, total * before // whole
-        if stop > start:
-            yield 2 ** (len(lengths) - 1 - i), stop - start
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries below `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -178,7 +178,32 @@ def test_auto_is_settled_by_preset_and_size(
     assert {name: getattr(settled, name) for name in want} == want
     left = {field.name for field in fields(settled) if getattr(settled, field.name) == "auto"}
     calibrated = "r_feature" if preset == "fast" else "r_feature_ratio"
-    assert left == {"image_chunk", calibrated}
+    refining = {"refine_steps", "refine_lr", "refine_r_feature"}  # of pixels, without effect
+    assert left == {"image_chunk", calibrated, *refining}
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({"images": "generator"}, (10, 0.1, "auto", 10.0, 0.1)),
+        ({"images": "generator", "refine_steps": 0}, (0, "auto", "auto", 10.0, "auto")),
+        ({"images": "generator", "refine_r_feature": 2}, (10, 0.1, 2, 10.0, "auto")),
+        ({"images": "generator", "r_feature_ratio": 0.2}, (10, 0.1, "auto", "auto", 0.2)),
+        ({"images": "pyramid"}, (0, "auto", "auto", "auto", 0.1)),
+        (
+            {"images": "pyramid", "preset": "paper", "refine_steps": 5},
+            (5, 0.1, 10.0, 10.0, "auto"),
+        ),
+    ],
+)
+def test_the_weight_of_refined_pixels_is_calibrated_where_there_is_a_ratio(
+    given: dict[str, Any], want: tuple[Any, ...]
+) -> None:
+    """As an option that the settled settings give again would be: none is without effect."""
+    settled = settle(merge(InvertConfig, {"model": "m", **given}), input_size=(3, 32, 32))
+    names = ("refine_steps", "refine_lr", "refine_r_feature", "r_feature", "r_feature_ratio")
+    assert tuple(getattr(settled, name) for name in names) == want
+    merge(InvertConfig, {field.name: getattr(settled, field.name) for field in fields(settled)})
 
 
 @pytest.mark.parametrize(
@@ -248,11 +273,6 @@ def test_what_is_given_is_not_settled() -> None:
             DistillConfig,
             {**PAIR, "recipe": "generator", "images": "pyramid"},
             "--recipe generator does not go with --images pyramid",
-        ),
-        (
-            DistillConfig,
-            {**PAIR, "images": "pixels", "drawn_images": 9},
-            "--drawn-images has no effect with --images pixels",
         ),
     ],
 )

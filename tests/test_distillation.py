@@ -13,7 +13,6 @@ from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
 from dreamkd.events import Event, Hint, Progress
-from dreamkd.formats import read_run
 from dreamkd.inversion import invert
 from dreamkd.metrics import measure
 from tests.conftest import PLAIN, distill_config, invert_config
@@ -207,7 +206,7 @@ def test_out_of_time_it_stops_and_goes_on_to_the_same_bytes(whole: Path, tmp_pat
     assert facts(folder) == facts(whole)
 
 
-@pytest.mark.parametrize("polls", [3, 11, 14, 19])
+@pytest.mark.parametrize("polls", [1, 9, 14, 33, 57])
 def test_the_generator_recipe_continues_to_the_same_bytes(tmp_path: Path, polls: int) -> None:
     left = iter([False] * (polls - 1) + [True])
     run(tmp_path / "whole", recipe="generator")
@@ -218,23 +217,6 @@ def test_the_generator_recipe_continues_to_the_same_bytes(tmp_path: Path, polls:
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
     resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]
     assert (resolved["images"], resolved["competition_loss"]) == ("generator", "kl")
-
-
-def test_a_generator_adds_images_that_the_student_learns_from(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", recipe="generator", drawn_images=30)
-    few = run(tmp_path / "few", recipe="generator", drawn_images=0)
-    assert (found.images, few.images) == (4 * 50, 4 * 20)
-    images, labels, records = zip(*read_run(tmp_path / "run"), strict=True)
-    assert [record.get("drawn", False) for record in records] == 4 * (20 * [False] + 30 * [True])
-    assert [line["drawn"]["count"] for line in manifest(tmp_path / "run")] == 4 * [30]  # type: ignore[index]
-    drawn = slice(20, 50)
-    measured = torch.stack(images[drawn]), torch.tensor(labels[drawn])
-    assert measure(models.load("digits_resnet14"), *measured).top1 == 100  # labelled by the teacher
-    # The first bank is optimised without the student: alike, however much is drawn besides.
-    alone = [image for image, _, _ in read_run(tmp_path / "few")]
-    assert torch.equal(torch.stack(alone[:20]), torch.stack(images[:20]))
-    assert torch.equal(torch.stack(alone[20:40]), torch.stack(images[50:70]))
-    assert models.load(found.student).sha256() != models.load(few.student).sha256()
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "facts"])

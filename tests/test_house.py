@@ -32,8 +32,7 @@ def test_every_option_is_read_by_something_that_acts_on_it() -> None:
     read |= {
         node.attr
         for function in ast.walk(method)
-        if isinstance(function, ast.FunctionDef)
-        and function.name in ("load_arguments", "images_per_batch")
+        if isinstance(function, ast.FunctionDef) and function.name == "load_arguments"
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute)
     }

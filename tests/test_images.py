@@ -137,23 +137,6 @@ def test_a_generator_continues_from_its_state() -> None:
     assert torch.equal(run(second, range(4)), run(made("generator", (3, 8, 8)), range(4)))
 
 
-def test_a_generator_draws_more_of_what_it_learned() -> None:
-    images = made("generator", (3, 8, 8))
-    target = torch.full((8, 3, 8, 8), 0.7)
-    images.begin(8, generator())
-    before = images.draw(8, generator(1))
-    descend(images, target, steps=30, lr=1e-2)
-    images.end(lr=1e-2)
-    state = {name: value.clone() for name, value in images.state().items()}
-    drawn = images.draw(8, generator(1))
-    assert drawn.shape == (8, 3, 8, 8)
-    nearer, far = ((x - target).square().mean() for x in (drawn, before))
-    assert float(nearer) < 0.5 * float(far)
-    assert float((drawn - drawn[:1]).abs().max()) > 0
-    assert torch.equal(drawn, images.draw(8, generator(1)))
-    assert all(torch.equal(value, state[name]) for name, value in images.state().items())
-
-
 def test_only_a_generator_needs_its_batches_in_order() -> None:
     assert [kind.sequential for kind in (Pixels, Pyramid, Generated)] == [False, False, True]
 

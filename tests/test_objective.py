@@ -14,8 +14,8 @@ from dreamkd.batchnorm import watch
 from dreamkd.config import ImageConfig, settle
 from dreamkd.engine import Runtime, frozen, renormalise
 from dreamkd.models import Card, Classifier
-from dreamkd.moments import Moments
-from dreamkd.objective import Average, Loss, Objective, Rival, chunks
+from dreamkd.moments import Average, Moments
+from dreamkd.objective import Loss, Objective, Rival, chunks
 from tests.conftest import invert_config
 
 LABELS = torch.arange(12) % 10

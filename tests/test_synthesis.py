@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,20 +24,26 @@ from tests.conftest import invert_config
 LABELS = torch.arange(20) % 10
 
 
-def synthesise(
+def synthesiser_of(
     teacher: Classifier,
     rival: Rival | None = None,
     on_event: OnEvent = ignore,
     **given: object,
-) -> Batch:
+) -> Synthesiser:
     statistics = given.pop("statistics", True)
     config = settle(invert_config(**given), input_size=teacher.card.input_size)
     config = replace(config, image_chunk=len(LABELS)) if config.image_chunk == "auto" else config
     config = replace(config, r_feature=1.0) if config.r_feature == "auto" else config
+    if config.refine_r_feature == "auto":
+        config = replace(config, refine_r_feature=1.0)
     objective = Objective(
         teacher, config, runtime=Runtime.settle(config), statistics=bool(statistics), rival=rival
     )
-    with Synthesiser(objective, on_event=on_event) as synthesiser:
+    return Synthesiser(objective, on_event=on_event)
+
+
+def synthesise(teacher: Classifier, *arguments: Any, **given: Any) -> Batch:
+    with synthesiser_of(teacher, *arguments, **given) as synthesiser:
         return synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
 
 
@@ -113,6 +120,33 @@ def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:
     assert share(rivalled) < share(alone)
 
 
+def test_refined_pixels_begin_where_the_generator_ended(digits: Classifier) -> None:
+    def made(**given: object) -> tuple[Batch, dict[str, torch.Tensor]]:
+        with synthesiser_of(digits, images="generator", image_steps=5, **given) as synthesiser:
+            batch = synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
+            return batch, synthesiser.state()
+
+    (plain, carried), (barely, _) = made(refine_steps=0), made(refine_steps=1, refine_lr=1e-6)
+    assert int((plain.images.int() - barely.images.int()).abs().max()) <= 1
+    assert plain.terms != barely.terms  # another view, another weight
+    refined, carried_too = made(refine_steps=40, refine_r_feature=0.1)
+    assert float(refined.confidences.mean()) > float(plain.confidences.mean()) + 0.3
+    # What the next batch begins from is the generator's doing alone.
+    assert carried.keys() == carried_too.keys()
+    assert all(torch.equal(carried[name], carried_too[name]) for name in carried)
+
+
+@pytest.mark.parametrize("option", [{"refine_lr": 0.2}, {"refine_r_feature": 9}], ids=str)
+@pytest.mark.parametrize("images", ["pyramid", "generator"])
+def test_no_option_of_refinement_is_without_effect(
+    digits: Classifier, images: str, option: dict[str, object]
+) -> None:
+    given = {"images": images, "refine_steps": 4}
+    assert not torch.equal(
+        synthesise(digits, **given).images, synthesise(digits, **given, **option).images
+    )
+
+
 def test_models_are_left_as_they_were(digits: Classifier) -> None:
     module = digits.module
     module.train()
@@ -144,7 +178,8 @@ def test_a_batch_that_diverges_begins_again_at_half_the_rate(
     digits: Classifier, images: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the lower rate had been asked for; what is carried on is untouched by the failure."""
-    wanted = synthesise(digits, images=images, image_lr=0.025, image_steps=25)
+    refining = {"pixels": {}, "generator": {"refine_lr": 0.025}}[images]
+    wanted = synthesise(digits, images=images, image_lr=0.025, image_steps=25, **refining)
     bad = [{"ce": math.nan}] * 2
 
     def check(terms: dict[str, float], *, where: str) -> None:
@@ -156,8 +191,9 @@ def test_a_batch_that_diverges_begins_again_at_half_the_rate(
     assert torch.equal(batch.images, wanted.images)
     assert batch.summary(predictions={})["lr"] == 0.025
     assert [type(event) for event in heard] == [Hint, Hint]
-    line = "ce became nan at image step 25 of 25 of the batch: it begins again at a rate of 0.05"
-    assert heard[0] == Hint(line)
+    steps = {"pixels": 25, "generator": 35}[images]
+    line = f"ce became nan at image step 25 of {steps} of the batch: it begins again at a rate of "
+    assert heard[0] == Hint(line + "0.05")
 
 
 def test_r_feature_without_batch_norm_is_refused() -> None:

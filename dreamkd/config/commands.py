@@ -262,8 +262,8 @@ class InvertConfig(
         method = f"--method {self.method}"
         idle = super().idle()
         if self.method == "deepdream":
-            names = ("r_feature", "r_feature_ratio", "first_bn", "bn_momentum", "bn_prior")
-            idle |= dict.fromkeys(names, method)
+            names = ("r_feature", "r_feature_ratio", "refine_r_feature", "first_bn")
+            idle |= dict.fromkeys((*names, "bn_momentum", "bn_prior"), method)
         if self.method != "adaptive":
             idle |= dict.fromkeys(("student", *CompetitionConfig.__dataclass_fields__), method)
         return idle
@@ -325,15 +325,6 @@ class DistillConfig(
         auto=BY_PRESET,
         help="image batches before the competition begins",
     )
-    drawn_images: int | str = option(
-        "auto",
-        group=IMAGES,
-        minimum=0,
-        maximum=MOST_IMAGES,
-        auto="three times --image-batch-size",
-        help="of a generator: images that it adds to each batch, from latents that were not "
-        "optimised, labelled as the teacher sees them; they cost one forward pass",
-    )
     rounds: int | str = option(
         "auto",
         group=IMAGES,
@@ -378,19 +369,11 @@ class DistillConfig(
             idle["label_smoothing"] = "--hard-labels 0"
         if not self.eval_data:
             idle["eval_every"] = "--eval-data left out"
-        if self.images not in ("auto", "generator"):
-            idle["drawn_images"] = f"--images {self.images}"
         if not self.data:
             return super().idle() | idle
         synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
-        names = (*synthesis, "first_batches", "drawn_images", "rounds")
+        names = (*synthesis, "first_batches", "rounds")
         return idle | {name: "--data" for name in names if name not in ("preset", "flip")}
-
-    @property
-    def images_per_batch(self) -> int:
-        """Of settled settings: what the bank gains with a batch, optimised and drawn images."""
-        drawn = int(self.drawn_images) if self.images == "generator" else 0
-        return int(self.image_batch_size) + drawn
 
 
 def _refuse_idle(instance: InvertConfig | DistillConfig) -> None:

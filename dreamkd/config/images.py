@@ -119,6 +119,21 @@ class ImageConfig:
         choices=("auto", "on", "off"),
         help="keep pixels legal after each step",
     )
+    refine_steps: int | str = option(
+        "auto",
+        group=IMAGES,
+        minimum=0,
+        maximum=MOST_STEPS,
+        auto="10 for a generator, else 0",
+        help="steps of the pixels by themselves, once a generator or a pyramid has made them",
+    )
+    refine_lr: float | str = option(
+        "auto",
+        group=IMAGES,
+        above=0,
+        auto="0.1",
+        help="Adam's rate in those steps, at first; it falls to zero",
+    )
     keep: str = option(
         "last",
         group=IMAGES,
@@ -143,6 +158,13 @@ class ImageConfig:
         auto=BY_PRESET,
         help="strength of R_feature's gradient beside that of the classification loss, from which "
         "its weight is calibrated once",
+    )
+    refine_r_feature: float | str = option(
+        "auto",
+        group=LOSS,
+        minimum=0,
+        auto="from --r-feature-ratio, else --r-feature",
+        help="weight of R_feature while pixels are refined",
     )
     bn_momentum: float | str = option(
         "auto",
@@ -196,9 +218,17 @@ class ImageConfig:
 
     def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are, and what makes them so."""
-        idle = {}
+        idle = dict[str, str]()
+        refining = ("refine_lr", "refine_r_feature")
+        if self.images == "pixels":
+            idle |= dict.fromkeys(("refine_steps", *refining), "--images pixels")
+        elif self.refine_steps == 0:
+            idle |= dict.fromkeys(refining, "--refine-steps 0")
         if self.r_feature != "auto":
-            idle["r_feature_ratio"] = "--r-feature"
+            if "refine_r_feature" in idle:
+                idle["r_feature_ratio"] = "--r-feature"
+            elif self.refine_r_feature != "auto":
+                idle["r_feature_ratio"] = "--r-feature and --refine-r-feature"
         if self.images not in ("auto", "pixels"):
             idle["start"] = f"--images {self.images}"
         if self.images == "generator":

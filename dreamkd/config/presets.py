@@ -43,6 +43,9 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "tv_l2": (0.0, 1e-3, 3e-3),
         "l2": (0.0, 0.0, 0.0),
         "bn_momentum": (0.0, 0.0, 0.0),
+        "refine_steps": (0, 0, 0),
+        "refine_lr": (0.1, 0.1, 0.1),
+        "refine_r_feature": (None, None, None),
         "first_batches": (4, 8, 16),
         "rounds": (4, 32, 112),
         "steps": (800, 6000, 20000),
@@ -75,6 +78,9 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "tv_l2": (4e-4, 4e-4, 9.2e-4),
         "l2": (0.0, 0.0, 1e-5),
         "bn_momentum": (0.0, 0.0, 0.0),
+        "refine_steps": (0, 0, 0),
+        "refine_lr": (0.1, 0.1, 0.1),
+        "refine_r_feature": (None, None, None),
         "first_batches": (50, 50, 50),
         "rounds": (950, 950, 1600),
         "steps": (50000, 50000, 100000),
@@ -107,6 +113,9 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "tv_l2": (4e-4, 4e-4, 1.23e-3),
         "l2": (4.8e-7, 4.8e-7, 0.0),
         "bn_momentum": (0.0, 0.0, 0.0),
+        "refine_steps": (0, 0, 0),
+        "refine_lr": (0.1, 0.1, 0.1),
+        "refine_r_feature": (None, None, None),
         "first_batches": (50, 50, 50),
         "rounds": (950, 950, 1600),
         "steps": (50000, 50000, 100000),
@@ -124,7 +133,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
 USUAL_STD = 0.226
 
 #: What is in units of normalised pixels, and the power of the unit in it.
-_UNITS = {"image_lr": 1, "tv_l1": -1, "tv_l2": -1, "l2": -1}
+_UNITS = {"image_lr": 1, "refine_lr": 1, "tv_l1": -1, "tv_l2": -1, "l2": -1}
 
 #: What other images than pixels need instead, whatever the preset and the size.
 OTHER_IMAGES: dict[str, dict[str, Any]] = {
@@ -139,12 +148,13 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
         "image_warmup": 0,
         "ce": 0.5,
         "r_feature": 10.0,
-        "r_feature_ratio": None,
+        "r_feature_ratio": 0.1,  # of the pixels that are refined
         "first_bn": 1.0,
         "tv_l1": 0.0,
         "tv_l2": 0.0,
         "l2": 0.0,
         "bn_momentum": 0.9,
+        "refine_steps": 10,
         "first_batches": 20,
         "rounds": 90,
         "steps": 4860,
@@ -191,10 +201,13 @@ def settle(
     if "r_feature_ratio" in given:
         values["r_feature"] = None
     chosen = values | given
+    if chosen["r_feature_ratio"] is None:
+        values["refine_r_feature"] = chosen["r_feature"]
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
     values["warmup"] = int(chosen["steps"]) // 20
-    values["drawn_images"] = 3 * int(chosen["image_batch_size"])
-    idle = replace(config, images=values["images"]).idle()
+    deciding = ("images", "refine_steps", "r_feature")  # whether others have an effect
+    known = {name: chosen[name] for name in deciding if chosen[name] is not None}
+    idle = replace(config, **known).idle()
     open_ = values.keys() & (wanted.keys() - given.keys() - idle.keys())
     return replace(config, **{name: values[name] for name in open_ if values[name] is not None})
 

@@ -68,7 +68,8 @@ class Generated(Images):
 
     def inputs(self) -> Tensor:
         """G(z; w), within the legal range by its sigmoid."""
-        return self._images(self._latent)
+        images: Tensor = self._clone(self._latent)
+        return (images - self.range.mean) / self.range.std
 
     @torch.no_grad()
     def learn(self) -> None:
@@ -82,17 +83,7 @@ class Generated(Images):
         """Move the meta weights at the rate of all inner steps together."""
         self._optimizer.param_groups[0]["lr"] = self._steps * lr
         self._optimizer.step()
-        del self._latent
-
-    @torch.no_grad()
-    def draw(self, count: int, generator: Generator) -> Tensor:
-        """G(z; w) at the weights that the last batch ended with, z ~ N(0, 1)."""
-        latent = torch.randn((count, LATENT), generator=generator)
-        return self._images(latent.to(self.device))
-
-    def _images(self, latent: Tensor) -> Tensor:
-        images: Tensor = self._clone(latent)
-        return (images - self.range.mean) / self.range.std
+        del self._clone, self._latent
 
     def state(self) -> dict[str, Tensor]:
         """Meta weights, and Adam's moments of them."""

@@ -79,13 +79,6 @@ class Images(ABC):
         """The batch is complete; `lr` is the rate that its optimiser had at its peak."""
         del lr
 
-    def draw(self, count: int, generator: Generator) -> Tensor:
-        """Further images (count, C, H, W), normalised, of what the last batch has made.
-
-        Only a generator has any: other images are optimised one by one.
-        """
-        raise NotImplementedError
-
     def state(self) -> dict[str, Tensor]:
         """What is carried from batch to batch; empty where nothing is."""
         return {}

@@ -34,6 +34,10 @@ class Pixels(Images):
         self.x = noise.requires_grad_()
         self.project()
 
+    def take(self, images: Tensor) -> None:
+        """Start from `images` (B, C, H, W), normalised, which stay as they are."""
+        self.x = images.detach().clone(memory_format=torch.channels_last).requires_grad_()
+
     def parameters(self) -> list[dict[str, Any]]:
         """The pixels."""
         return [{"params": [self.x], "scale": 1.0}]
