@@ -123,7 +123,7 @@ class Average(NamedTuple):
     """A moving average of the moments of former batches, and its weight against a new batch's."""
 
     stats: Sequence[Moments]
-    momentum: float
+    momentum: float | Tensor
 
     def including(self, stats: Sequence[Moments]) -> list[Moments]:
         """Moved towards the moments of another batch."""

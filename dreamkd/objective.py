@@ -155,7 +155,9 @@ class Objective:
         count = len(x)
         parts = chunks(count, int(self.config.image_chunk))
         x, step = x.detach(), self._step(factor, compete=compete and self.rival is not None)
-        alpha_f = self._weight(self.config.r_feature if r_feature is None else r_feature)
+        alpha_f = self._scalar(self.config.r_feature if r_feature is None else r_feature)
+        if average is not None:
+            average = average._replace(momentum=self._scalar(average.momentum))
         whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self.statistics else None
         gradients: list[Tensor] = []
         terms, scores = torch.zeros((), device=x.device), []
@@ -176,10 +178,9 @@ class Objective:
             gradient /= self.runtime.loss_scale
         return Loss(terms, torch.cat(scores), gradient)
 
-    def _weight(self, r_feature: float | str) -> Tensor:
-        """alpha_f as a tensor, so that one graph serves every weight."""
-        value = float(r_feature) if self.statistics else 0.0
-        return torch.full((), value, device=self.runtime.device)
+    def _scalar(self, value: float | str | Tensor) -> Tensor:
+        """As a tensor, so that one graph serves every value; 0 where there are no statistics."""
+        return torch.full((), float(value) if self.statistics else 0.0, device=self.runtime.device)
 
     def _step(self, factor: int, *, compete: bool) -> Step:
         """The terms at one resolution, compiled into a graph of their own."""

@@ -63,6 +63,7 @@ class Synthesiser:
         self._observer = Observer(self.teacher, prior=objective.prior, device=self.runtime.device)
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: Average | None = None
+        self._nothing: Average | None = None
         self._stack = ExitStack()
 
     @classmethod
@@ -93,6 +94,10 @@ class Synthesiser:
     def __enter__(self) -> Self:
         self._stack.enter_context(self._objective)
         self._observe = self._stack.enter_context(self._observer)
+        if self._momentum > 0:
+            # Where there is none, one without weight: the compiler sees one kind of call.
+            blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
+            self._nothing = Average(self._observe(blank, torch.tensor([0, 0])).stats, 0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +177,7 @@ class Synthesiser:
         Returns: the images, normalised, (B, C, H, W), detached.
         Raises: DivergedError.
         """
-        average = self._average if course.averaged else None
+        average = (self._average if course.averaged else None) or self._nothing
         for factor, steps in course.stages:
             optimizer = course.optimizer(images)
             for step in range(steps):

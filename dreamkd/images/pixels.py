@@ -36,7 +36,7 @@ class Pixels(Images):
 
     def take(self, images: Tensor) -> None:
         """Start from `images` (B, C, H, W), normalised, which stay as they are."""
-        self.x = images.detach().clone(memory_format=torch.channels_last).requires_grad_()
+        self.x = images.detach().clone().requires_grad_()
 
     def parameters(self) -> list[dict[str, Any]]:
         """The pixels."""
