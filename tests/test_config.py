@@ -185,10 +185,10 @@ def test_auto_is_settled_by_preset_and_size(
 @pytest.mark.parametrize(
     ("given", "want"),
     [
-        ({"images": "generator"}, (10, 0.1, "auto", 10.0, 0.1)),
+        ({"images": "generator"}, (20, 0.1, "auto", 10.0, 0.1)),
         ({"images": "generator", "refine_steps": 0}, (0, "auto", "auto", 10.0, "auto")),
-        ({"images": "generator", "refine_r_feature": 2}, (10, 0.1, 2, 10.0, "auto")),
-        ({"images": "generator", "r_feature_ratio": 0.2}, (10, 0.1, "auto", "auto", 0.2)),
+        ({"images": "generator", "refine_r_feature": 2}, (20, 0.1, 2, 10.0, "auto")),
+        ({"images": "generator", "r_feature_ratio": 0.2}, (20, 0.1, "auto", "auto", 0.2)),
         ({"images": "pyramid"}, (0, "auto", "auto", "auto", 0.1)),
         (
             {"images": "pyramid", "preset": "paper", "refine_steps": 5},

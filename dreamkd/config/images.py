@@ -124,7 +124,7 @@ class ImageConfig:
         group=IMAGES,
         minimum=0,
         maximum=MOST_STEPS,
-        auto="10 for a generator, else 0",
+        auto="20 for a generator, else 0",
         help="steps of the pixels by themselves, once a generator or a pyramid has made them",
     )
     refine_lr: float | str = option(

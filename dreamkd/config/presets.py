@@ -154,7 +154,7 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
         "tv_l2": 0.0,
         "l2": 0.0,
         "bn_momentum": 0.9,
-        "refine_steps": 10,
+        "refine_steps": 20,
         "first_batches": 20,
         "rounds": 90,
         "steps": 4860,
