@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkd.cli.options import CONFIG_FILES, default_text, flags, ordered, value_name
-from dreamkd.config import COMMANDS, PRESETS, OptionField
+from dreamkd.config import COMMANDS, OTHER_IMAGES, PRESETS, OptionField
 from dreamkd.errors import EXIT_CODES
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -50,6 +50,13 @@ def _presets() -> Iterator[str]:
         for name in names
     )
     yield from _table(("setting", *heads), rows)
+    yield _OTHER_IMAGES_INTRODUCTION
+    names = {name: None for values in OTHER_IMAGES.values() for name in values}
+    rows = (
+        (f"`{name}`", *(_value(values.get(name, "")) for values in OTHER_IMAGES.values()))
+        for name in names
+    )
+    yield from _table(("setting", *(f"`--images {kind}`" for kind in OTHER_IMAGES)), rows)
 
 
 def _exit_codes() -> Iterator[str]:
@@ -110,6 +117,10 @@ What `auto` becomes, by `--preset` and by the short side of the model's input. `
 a share of that side, and becomes at least one pixel. Grey images are never flipped. From 64 px,
 `image_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that divide pixels by 0.226
 in the mean, and are converted for others.
+"""
+
+_OTHER_IMAGES_INTRODUCTION = """
+Images other than pixels have values of their own instead, whatever the preset and the size.
 """
 
 if __name__ == "__main__":

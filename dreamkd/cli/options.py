@@ -17,7 +17,15 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dreamkd.config import COMMANDS, PRESETS, ImageConfig, OptionField, merge, options, read_file
+from dreamkd.config import (
+    BY_PRESET,
+    COMMANDS,
+    ImageConfig,
+    OptionField,
+    merge,
+    options,
+    read_file,
+)
 from dreamkd.errors import ConfigError, nearest
 
 #: Order of the panels of a help page and of the tables of docs/cli.md.
@@ -107,7 +115,7 @@ def default_text(field: OptionField) -> str:
         return "on" if field.default else ""
     if field.default is None or field.default == ():
         return ""
-    if field.option.auto and field.name not in PRESETS["fast"]:
+    if field.option.auto not in ("", BY_PRESET):
         return f"{field.default}: {field.option.auto}"
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 

@@ -16,12 +16,14 @@ from dreamkd.config.commands import (
     OutputConfig,
     RuntimeConfig,
 )
-from dreamkd.config.images import CompetitionConfig, ImageConfig
+from dreamkd.config.images import BY_PRESET, CompetitionConfig, ImageConfig
 from dreamkd.config.options import Option, OptionField, merge, option, options, read_file
-from dreamkd.config.presets import PRESETS, settle
+from dreamkd.config.presets import OTHER_IMAGES, PRESETS, settle
 
 __all__ = [
+    "BY_PRESET",
     "COMMANDS",
+    "OTHER_IMAGES",
     "PRESETS",
     "CompetitionConfig",
     "DistillConfig",
