@@ -17,7 +17,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, *_commands(), *_presets(), *_exit_codes()]) + "\n"
+    return (
+        "\n".join([_INTRODUCTION, *_commands(), *_presets(), *_other_images(), *_exit_codes()])
+        + "\n"
+    )
 
 
 def _commands() -> Iterator[str]:
@@ -41,17 +44,19 @@ def _row(field: OptionField) -> tuple[str, ...]:
 
 def _presets() -> Iterator[str]:
     yield _PRESETS_INTRODUCTION
-    names = next(iter(PRESETS.values()))
     heads = [
         f"{preset}, {size}" for preset in PRESETS for size in ("< 32 px", "32-63 px", ">= 64 px")
     ]
     rows = (
         (f"`{name}`", *(_value(value) for preset in PRESETS.values() for value in preset[name]))
-        for name in names
+        for name in PRESETS["fast"]
     )
     yield from _table(("setting", *heads), rows)
+
+
+def _other_images() -> Iterator[str]:
     yield _OTHER_IMAGES_INTRODUCTION
-    names = {name: None for values in OTHER_IMAGES.values() for name in values}
+    names = dict.fromkeys(name for values in OTHER_IMAGES.values() for name in values)
     rows = (
         (f"`{name}`", *(_value(values.get(name, "")) for values in OTHER_IMAGES.values()))
         for name in names
