@@ -8,12 +8,14 @@ continued elsewhere keeps it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from dreamkd.config import DistillConfig, settle
+from dreamkd.course import refining_steps
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
 from dreamkd.events import Note, OnEvent
@@ -24,8 +26,8 @@ from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
 
-#: Steps that are timed, of the student and of an image batch.
-_STUDENT_STEPS, _IMAGE_STEPS = 16, 12
+#: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
+_STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
 
 
 class Pace(NamedTuple):
@@ -155,8 +157,11 @@ def _images(
     runtime: Runtime,
 ) -> tuple[float, float, float]:
     """Seconds that are paid once; of a batch of the first bank, and of one that competes."""
-    steps = int(config.image_steps)
-    short = replace(config, image_steps=min(steps, _IMAGE_STEPS))
+    short = replace(config, image_steps=min(int(config.image_steps), _IMAGE_STEPS))
+    if refining_steps(config):
+        short = replace(short, refine_steps=min(refining_steps(config), _REFINING_STEPS))
+    made = int(short.image_steps)
+    left = int(config.image_steps) - made, refining_steps(config) - refining_steps(short)
     classes, size = teacher.card.num_classes, int(config.image_batch_size)
     labels = label_range(range(classes), 0, size, seed=config.seed)
     start, batches = 0.0, list[float]()
@@ -164,8 +169,8 @@ def _images(
         teacher, short, runtime=runtime, prior=prior, student=student.copy()
     ) as synthesiser:
 
-        def timed(*, compete: bool) -> tuple[float, float]:
-            """Seconds of a batch, and of each of its steps but the first."""
+        def timed(*, compete: bool) -> float:
+            """Seconds of a batch; the steps that are left out take as long as those like them."""
             marks = [_now(runtime)]
             synthesiser.batch(
                 labels,
@@ -173,14 +178,21 @@ def _images(
                 compete=compete,
                 on_step=lambda *_: marks.append(_now(runtime)),
             )
-            return _now(runtime) - marks[0], (marks[-1] - marks[1]) / max(1, len(marks) - 2)
+            taken = _now(runtime) - marks[0]
+            # Between the marks after steps: the first one compiles.
+            images, pixels = marks[1 : made + 1], marks[made:]
+            return taken + left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
 
         for compete in (False, True):
-            compiling, _ = timed(compete=compete)
-            batch, step = timed(compete=compete)
+            compiling, batch = timed(compete=compete), timed(compete=compete)
             start += max(0.0, compiling - batch)
-            batches.append(batch + (steps - int(short.image_steps)) * step)
+            batches.append(batch)
     return start, batches[0], batches[1]
+
+
+def _mean_gap(marks: Sequence[float]) -> float:
+    """From one mark to the next; 0 where there is only one."""
+    return (marks[-1] - marks[0]) / max(1, len(marks) - 1)
 
 
 def _now(runtime: Runtime) -> float:

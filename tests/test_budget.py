@@ -1,8 +1,10 @@
 """`--budget-minutes`: what fits is worked out by hand, planned once and kept."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,9 +69,30 @@ def test_timing_leaves_the_networks_as_they_are(digits: Classifier) -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"recipe": "generator", "image_steps": 5, "refine_steps": 20}, 25),
+        ({"recipe": "generator", "image_steps": 2, "refine_steps": 3}, 5),
+        ({"recipe": "adaptive", "image_steps": 30}, 30),
+    ],
+)
+def test_steps_that_are_not_timed_take_as_long_as_those_like_them(
+    digits: Classifier, given: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves by a second with every step of a batch, and once at its end."""
+    config = replace(settled(**given), refine_r_feature=1.0, r_feature=1.0, image_chunk=20)
+    ticks = itertools.count()
+    monkeypatch.setattr("dreamkd.budget._now", lambda _: float(next(ticks)))
+    pace = measure_pace(
+        config, teacher=digits, student=fresh(), prior=None, runtime=Runtime.settle(config)
+    )
+    assert (pace.first, pace.batch) == (steps + 1, steps + 1)
+
+
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two rounds on a machine of this pace, whatever the pace of the one that runs the test.
-    pace = Pace(start=0.0, first=1.0, batch=10.0, step=0.2)
+    pace = Pace(start=0.0, first=1.0, batch=10.0, step=0.1)
     monkeypatch.setattr("dreamkd.budget.measure_pace", lambda *_, **__: pace)
     config = distill_config(
         out=str(tmp_path / "run"),
@@ -86,8 +109,8 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())
     assert resolved["requested"]["budget_minutes"] == 1
     assert resolved["config"]["steps"] == first.steps > 0
-    # 54 student steps a round, as the recipe has them: 4860 / 90.
-    assert resolved["config"]["steps"] == 54 * resolved["config"]["rounds"]
+    # 108 student steps a round, as the recipe has them: 9720 / 90.
+    assert resolved["config"]["steps"] == 108 * resolved["config"]["rounds"]
     manifest = (tmp_path / "run" / "manifest.jsonl").read_bytes()
     assert distill(config).steps == first.steps
     assert (tmp_path / "run" / "manifest.jsonl").read_bytes() == manifest
