@@ -220,10 +220,11 @@ def test_other_settings_are_refused_by_name(whole: Path) -> None:
 
 def test_resolved_settings_make_the_same_shards(whole: Path, tmp_path: Path) -> None:
     settings = json.loads((whole / "resolved.json").read_text())["config"]
-    # The ratio was turned into the weight, and nothing competes.
+    # The ratio was turned into the weight; nothing competes and nothing is refined.
     competition = ["competition", "competition_loss", "competition_temperature"]
     left = [name for name, value in settings.items() if value == "auto"]
-    assert left == [*competition, "r_feature_ratio"]
+    refining = ["refine_lr", "refine_r_feature", "refine_steps"]
+    assert left == [*competition, "r_feature_ratio", *refining]
     run(tmp_path / "copy", **settings)
     for path in (whole / "shards").iterdir():
         assert (tmp_path / "copy" / "shards" / path.name).read_bytes() == path.read_bytes()
@@ -291,7 +292,7 @@ def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
 
 
 SEQUENTIAL = {
-    "generator": {"images": "generator", "image_steps": 3},
+    "generator": {"images": "generator", "image_steps": 2, "refine_steps": 1},
     "average": {"bn_momentum": 0.8},
 }
 
