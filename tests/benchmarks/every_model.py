@@ -116,7 +116,8 @@ def trace(network: Classifier) -> None:
             view = draw_view(
                 (BATCH, height, width), shift=1, flip=True, smallest=1.0, generator=generator
             )
-            loss, _, _ = compiled(x, torch.arange(BATCH), view, BATCH, None, None)
+            weight = torch.tensor(float(config.r_feature))
+            loss, _, _ = compiled(x, torch.arange(BATCH), view, BATCH, None, None, weight)
             loss.backward()
     if counter.frame_count != 1:
         raise RuntimeError(f"{counter.frame_count} graphs")
