@@ -86,5 +86,5 @@ def refining_steps(config: ImageConfig) -> int:
 
 
 def steps_per_batch(config: ImageConfig) -> int:
-    """Passes through the teacher that a batch takes, by settled settings."""
+    """Optimisation steps that a batch takes, by settled settings."""
     return int(config.image_steps) + refining_steps(config)

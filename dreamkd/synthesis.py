@@ -59,11 +59,11 @@ class Synthesiser:
         )
         self._refined: Pixels | None = None  # what the images become, if their pixels are refined
         if refining_steps(config):
-            self._refined = self._parameterised(Pixels, clip=True)
+            self._refined = self._parameterised(Pixels, clip=config.clip != "off")
         self._observer = Observer(self.teacher, prior=objective.prior, device=self.runtime.device)
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: Average | None = None
-        self._nothing: Average | None = None
+        self._weightless: Average | None = None
         self._stack = ExitStack()
 
     @classmethod
@@ -97,7 +97,7 @@ class Synthesiser:
         if self._momentum > 0:
             # Where there is none, one without weight: the compiler sees one kind of call.
             blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
-            self._nothing = Average(self._observe(blank, torch.tensor([0, 0])).stats, 0.0)
+            self._weightless = Average(self._observe(blank, torch.tensor([0, 0])).stats, 0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,8 +139,8 @@ class Synthesiser:
                 if restart == RESTARTS:
                     raise
                 restart += 1
-                lr = 0.5**restart * float(self.config.image_lr)
-                self._on_event(Hint(f"{error.fact}: it begins again at a rate of {lr:g}"))
+                again = f"it begins again at {0.5**restart:g} of the rate"
+                self._on_event(Hint(f"{error.fact}: {again}"))
                 generator.set_state(start)
 
     def _batch(self, attempt: _Attempt, *, share: float) -> Batch:
@@ -177,7 +177,7 @@ class Synthesiser:
         Returns: the images, normalised, (B, C, H, W), detached.
         Raises: DivergedError.
         """
-        average = (self._average if course.averaged else None) or self._nothing
+        average = (self._average if course.averaged else None) or self._weightless
         for factor, steps in course.stages:
             optimizer = course.optimizer(images)
             for step in range(steps):

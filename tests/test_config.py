@@ -188,7 +188,12 @@ def test_auto_is_settled_by_preset_and_size(
         ({"images": "generator"}, (20, 0.1, "auto", 10.0, 0.1)),
         ({"images": "generator", "refine_steps": 0}, (0, "auto", "auto", 10.0, "auto")),
         ({"images": "generator", "refine_r_feature": 2}, (20, 0.1, 2, 10.0, "auto")),
-        ({"images": "generator", "r_feature_ratio": 0.2}, (20, 0.1, "auto", "auto", 0.2)),
+        ({"images": "generator", "r_feature_ratio": 0.2}, (20, 0.1, "auto", 10.0, 0.2)),
+        (
+            {"images": "generator", "r_feature_ratio": 0.2, "refine_steps": 0},
+            (0, "auto", "auto", "auto", 0.2),
+        ),
+        ({"images": "pyramid", "refine_steps": 3, "r_feature": 5}, (3, 0.1, 5, 5, "auto")),
         ({"images": "pyramid"}, (0, "auto", "auto", "auto", 0.1)),
         (
             {"images": "pyramid", "preset": "paper", "refine_steps": 5},
@@ -220,6 +225,10 @@ def test_from_64_px_rates_and_priors_mean_the_same_whatever_the_normalisation(
     """Normalised with twice the deviation, images have half the numbers."""
     settled = settle(ImageConfig(preset="paper"), input_size=(3, side, side), std=std)
     assert {name: getattr(settled, name) for name in want} == want
+    generated = settle(ImageConfig(images="generator"), input_size=(3, side, side), std=std)
+    # What is refined are pixels; the generator's own rate is of its weights.
+    assert generated.refine_lr == pytest.approx(0.4 * want["image_lr"] if side > 63 else 0.1)
+    assert generated.image_lr == 3e-3
     given = settle(ImageConfig(image_lr=0.3), input_size=(3, side, side), std=std)
     assert given.image_lr == 0.3
 

@@ -108,6 +108,23 @@ def test_coarse_levels_move_the_whole_image() -> None:
     assert torch.allclose(images.inputs(), before + 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_are_float32_whatever_they_are_computed_in(kind: str, clip: bool) -> None:
+    images = made(kind, clip=clip)
+    images.begin(2, generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert images.inputs().dtype == torch.float32
+
+
+def test_pixels_that_are_taken_are_legal_and_a_copy() -> None:
+    images = made("pixels")
+    assert isinstance(images, Pixels)
+    given = torch.full((2, 3, 12, 10), 99.0)
+    images.take(given)
+    assert float(images.inputs().detach().max()) < 99 == float(given.max())
+
+
 def test_a_generator_learns_from_batch_to_batch() -> None:
     images = made("generator", (3, 8, 8))
     target = torch.linspace(-1, 1, 192).view(1, 3, 8, 8).expand(4, -1, -1, -1)

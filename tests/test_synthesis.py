@@ -192,8 +192,8 @@ def test_a_batch_that_diverges_begins_again_at_half_the_rate(
     assert batch.summary(predictions={})["lr"] == 0.025
     assert [type(event) for event in heard] == [Hint, Hint]
     steps = {"pixels": 25, "generator": 45}[images]
-    line = f"ce became nan at image step 25 of {steps} of the batch: it begins again at a rate of "
-    assert heard[0] == Hint(line + "0.05")
+    line = f"ce became nan at image step 25 of {steps} of the batch: it begins again at "
+    assert heard[0] == Hint(line + "0.5 of the rate")
 
 
 def test_r_feature_without_batch_norm_is_refused() -> None:

@@ -17,10 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 def page() -> str:
     """The whole page."""
-    return (
-        "\n".join([_INTRODUCTION, *_commands(), *_presets(), *_other_images(), *_exit_codes()])
-        + "\n"
-    )
+    parts = (_commands, _presets, _other_images, _exit_codes)
+    return "\n".join([_INTRODUCTION, *(line for part in parts for line in part()), ""])
 
 
 def _commands() -> Iterator[str]:
@@ -120,8 +118,9 @@ _PRESETS_INTRODUCTION = """
 
 What `auto` becomes, by `--preset` and by the short side of the model's input. `jitter` is given as
 a share of that side, and becomes at least one pixel. Grey images are never flipped. From 64 px,
-`image_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that divide pixels by 0.226
-in the mean, and are converted for others.
+`image_lr`, `refine_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that divide
+pixels by 0.226 in the mean, and are converted for others (a generator's `image_lr` is of its
+weights and stays).
 """
 
 _OTHER_IMAGES_INTRODUCTION = """

@@ -163,7 +163,7 @@ class ImageConfig:
         "auto",
         group=LOSS,
         minimum=0,
-        auto="from --r-feature-ratio, else --r-feature",
+        auto="of a generator's images from --r-feature-ratio, else --r-feature",
         help="weight of R_feature while pixels are refined",
     )
     bn_momentum: float | str = option(
@@ -225,7 +225,7 @@ class ImageConfig:
         elif self.refine_steps == 0:
             idle |= dict.fromkeys(refining, "--refine-steps 0")
         if self.r_feature != "auto":
-            if "refine_r_feature" in idle:
+            if self.images not in ("auto", "generator") or "refine_r_feature" in idle:
                 idle["r_feature_ratio"] = "--r-feature"
             elif self.refine_r_feature != "auto":
                 idle["r_feature_ratio"] = "--r-feature and --refine-r-feature"

@@ -138,7 +138,7 @@ _UNITS = {"image_lr": 1, "refine_lr": 1, "tv_l1": -1, "tv_l2": -1, "l2": -1}
 #: What other images than pixels need instead, whatever the preset and the size.
 OTHER_IMAGES: dict[str, dict[str, Any]] = {
     "pyramid": {"stages": (1,), "image_lr": 0.1, "tv_l1": 0.0, "tv_l2": 0.0},
-    "generator": {  # Fang et al. 2022
+    "generator": {  # Fang et al. 2022, but for what is refined and the student's batches
         "image_steps": 5,
         "stages": (1,),
         "image_lr": 3e-3,
@@ -189,8 +189,10 @@ def settle(
     if config.images == AUTO:
         values["images"] = "generator" if recipe == "generator" else "pixels"
     values |= OTHER_IMAGES.get(values["images"], {})
-    if side >= SIZES[-1] and values["images"] != "generator":
-        values |= _converted(values, USUAL_STD * len(std) / sum(std))
+    generated = values["images"] == "generator"
+    if side >= SIZES[-1]:
+        of_weights = {"image_lr": values["image_lr"]} if generated else {}
+        values |= _converted(values, USUAL_STD * len(std) / sum(std)) | of_weights
     if getattr(config, "optimizer", "sgd") == "adamw":
         values["lr"] = 1e-3
     values["jitter"] = max(1, round(values["jitter"] * side))
@@ -198,10 +200,11 @@ def settle(
         values["flip"] = "off"
     wanted = {f.name: getattr(config, f.name) for f in fields(config)}
     given = {name: value for name, value in wanted.items() if value not in (AUTO, ())}
-    if "r_feature_ratio" in given:
+    refined = generated and int((values | given)["refine_steps"]) > 0
+    if "r_feature_ratio" in given and not refined:
         values["r_feature"] = None
     chosen = values | given
-    if chosen["r_feature_ratio"] is None:
+    if not generated:  # pixels before and after
         values["refine_r_feature"] = chosen["r_feature"]
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
     values["warmup"] = int(chosen["steps"]) // 20

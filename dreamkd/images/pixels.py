@@ -35,8 +35,9 @@ class Pixels(Images):
         self.project()
 
     def take(self, images: Tensor) -> None:
-        """Start from `images` (B, C, H, W), normalised, which stay as they are."""
+        """Start from `images` (B, C, H, W), normalised, float32, which stay as they are."""
         self.x = images.detach().clone().requires_grad_()
+        self.project()
 
     def parameters(self) -> list[dict[str, Any]]:
         """The pixels."""

@@ -50,7 +50,7 @@ class Pyramid(Images):
     def inputs(self) -> Tensor:
         """The sum of all levels at full resolution."""
         levels = zip(self.levels, self._enlarge, strict=True)
-        x = torch.stack([resample(level, weights) for level, weights in levels]).sum(0)
+        x = torch.stack([resample(level, weights) for level, weights in levels]).sum(0).float()
         if not self.clip:
             return x
         image = torch.sigmoid(4 * (self.range.mean + self.range.std * x) - 2)
