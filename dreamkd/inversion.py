@@ -105,7 +105,8 @@ def invert(
         bank = stack.enter_context(Bank(run, files=files, on_event=on_event))
         plan = _deal(layout.count, config, made=bank.lines)
         held = bank.held(range(len(plan)))
-        if not all(held):
+        # What a sequential run carries past its last batch is part of its end too.
+        if run.result is None or not all(held):
             run.begin()
             stack.enter_context(partners.verifiers.on(runtime.device))
             synthesiser = stack.enter_context(

@@ -16,6 +16,7 @@ from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, 
 from dreamkd.events import Event, Progress
 from dreamkd.formats import read_run
 from dreamkd.inversion import Inversion, invert
+from dreamkd.runs import Run
 from tests.conftest import invert_config
 
 #: What another run of the same command must write again, byte for byte.
@@ -308,6 +309,32 @@ def test_what_is_carried_from_batch_to_batch_survives_a_stop(tmp_path: Path, how
     assert (tmp_path / "run" / "state-images.safetensors").exists()
     run(tmp_path / "run", **settings)
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", SEQUENTIAL)
+def test_killed_before_it_keeps_what_goes_on_a_sequential_run_ends_the_same(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SEQUENTIAL[how], "per_class": 6}
+    run(tmp_path / "whole", **settings)
+
+    def save_state(self: Run, name: str, tensors: object, facts: dict[str, int]) -> None:
+        if facts["next"] == 3:  # every shard is in place
+            raise KeyboardInterrupt
+        kept(self, name, tensors, facts)
+
+    with monkeypatch.context() as patch:
+        kept = Run.save_state
+        patch.setattr(Run, "save_state", save_state)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", **settings)
+    assert len(list((tmp_path / "run" / "shards").iterdir())) == 3
+    run(tmp_path / "run", **settings)
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+    states = [
+        (tmp_path / name / "state-images.safetensors").read_bytes() for name in ("run", "whole")
+    ]
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("how", SEQUENTIAL)
