@@ -1,8 +1,8 @@
 """Per-image augmentation of batches: every image of a batch has its own draw.
 
-Offsets are drawn outside the graph from an explicit generator; applying them is a plain function of
-images and offsets, with a backward pass that gathers (never scatters), so that it is deterministic
-on every device and fuses into the compiled step.
+A draw is a few numbers an image, made on the CPU from an explicit generator and then moved; what
+follows from it is computed where the images are, in the compiled step. Backward passes gather and
+never scatter, so that they are deterministic on every device.
 """
 
 from __future__ import annotations
@@ -13,56 +13,61 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Generator, Tensor
 
+from dreamkd.moments import computed
+
 
 class Roll(NamedTuple):
-    """A circular shift and flip per image; `rows` and `columns` are source indices."""
+    """A circular shift and flip per image, each int64 (B,)."""
 
-    rows: Tensor  # (B, H) int64: row of the original that lands in row h
-    columns: Tensor  # (B, W) int64
-    rows_back: Tensor  # (B, H) int64: the inverse permutations
-    columns_back: Tensor  # (B, W) int64
+    down: Tensor  # rows
+    right: Tensor  # columns, before the flip
+    mirrored: Tensor  # 0 or 1
 
 
-def draw_roll(
-    size: tuple[int, int, int], *, shift: int, flip: bool, generator: Generator | None
-) -> Roll:
+def draw_roll(batch: int, *, shift: int, flip: bool, generator: Generator | None) -> Roll:
     """Draw a shift of -shift..shift pixels on both axes and a fair flip, one per image.
 
     Args:
-        size: (batch, height, width).
         shift: largest shift in pixels; 0 for none.
         flip: whether half of the images are mirrored left to right.
         generator: source of randomness (CPU); the draw does not depend on the device of the images.
     """
-    batch, height, width = size
-    draws = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)
-    mirror = torch.randint(0, 2, (batch, 1), generator=generator).bool() if flip else None
-    rows = (torch.arange(height) - draws[0]) % height
-    columns = (torch.arange(width) - draws[1]) % width
-    if mirror is not None:
-        columns = torch.where(mirror, columns.flip(1), columns)
-    return Roll(rows, columns, rows.argsort(1), columns.argsort(1))
+    down, right = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)[..., 0]
+    if flip:
+        mirrored = torch.randint(0, 2, (batch, 1), generator=generator)[:, 0]
+    else:
+        mirrored = torch.zeros(batch, dtype=torch.int64)
+    return Roll(down, right, mirrored)
 
 
 class _Permute(torch.autograd.Function):
-    """Permute rows and columns per image; the gradient is the inverse permutation."""
+    """Shift and flip; the gradient goes the way back."""
 
     @staticmethod
-    def forward(
-        images: Tensor, rows: Tensor, columns: Tensor, rows_back: Tensor, columns_back: Tensor
-    ) -> Tensor:
-        del rows_back, columns_back
-        return _take(images, rows, columns)
+    def forward(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:
+        return _take(images, *_sources(images, down, right, mirrored))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         del output
-        ctx.save_for_backward(inputs[3], inputs[4])
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows_back, columns_back = ctx.saved_tensors
-        return _take(gradient, rows_back, columns_back), None, None, None, None
+        down, right, mirrored = ctx.saved_tensors
+        # What is mirrored after its shift is its own inverse.
+        right = torch.where(mirrored > 0, right, -right)
+        return _take(gradient, *_sources(gradient, -down, right, mirrored)), None, None, None
+
+
+def _sources(
+    images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The row (B, H) and column (B, W) of the original that land in each place."""
+    height, width = images.shape[2:]
+    h, w = (torch.arange(n, device=images.device) for n in (height, width))
+    w = torch.where(mirrored[:, None] > 0, width - 1 - w, w)
+    return computed((h - down[:, None]) % height), computed((w - right[:, None]) % width)
 
 
 def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -86,10 +91,7 @@ def roll(images: Tensor, offsets: Roll) -> Tensor:
 
 
 class Resampling(NamedTuple):
-    """Weights of a separable resize: `rows` (H_out, H_in) and `columns` (W_out, W_in).
-
-    With a leading batch dimension on both, every image has weights of its own.
-    """
+    """Weights of a separable resize: `rows` (..., H_out, H_in) and `columns` (..., W_out, W_in)."""
 
     rows: Tensor
     columns: Tensor
@@ -103,10 +105,7 @@ def resample(images: Tensor, weights: Resampling) -> Tensor:
     Args: images: (B, C, H_in, W_in), float.
     Returns: (B, C, H_out, W_out).
     """
-    rows, columns = weights
-    if rows.ndim == 3:
-        rows, columns = rows[:, None], columns[:, None]
-    return rows @ images @ columns.transpose(-1, -2)
+    return weights.rows @ images @ weights.columns.transpose(-1, -2)
 
 
 def resampling(before: tuple[int, int], after: tuple[int, int], *, device: str) -> Resampling:
@@ -124,36 +123,44 @@ def _triangle(before: int, after: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def draw_crop(
-    size: tuple[int, int, int], *, smallest: float, generator: Generator | None
-) -> Resampling:
+class Window(NamedTuple):
+    """A rectangle per image, in shares of its sides, each float (B,)."""
+
+    rows: Tensor  # its height
+    columns: Tensor  # its width
+    top: Tensor  # where it lies within what is left: 0 at one border, 1 at the other
+    left: Tensor
+
+
+def draw_crop(batch: int, *, smallest: float, generator: Generator | None) -> Window:
     """Draw a random resized crop per image: area smallest..1, aspect 3/4..4/3.
 
     Args:
-        size: (batch, height, width), before and after.
         smallest: least share of the area, in (0, 1]; at 1 the crop is the whole image.
         generator: source of randomness (CPU).
-    Returns: weights on the CPU, one pair per image.
     """
-    batch, height, width = size
-    draws = torch.rand(4, batch, 1, generator=generator)
+    draws = torch.rand(4, batch, 1, generator=generator)[..., 0]
     area = smallest + (1 - smallest) * draws[0]
     widest = (-area.log()).clamp_max(math.log(4 / 3))  # within the image on both axes
     aspect = torch.exp(widest * (2 * draws[1] - 1))
-    sides = (area / aspect).sqrt().clamp_max(1), (area * aspect).sqrt().clamp_max(1)
-    rows, columns = (
-        _window(length, side, place)
-        for length, side, place in zip((height, width), sides, draws[2:], strict=True)
-    )
-    return Resampling(rows, columns)
+    rows, columns = (area / aspect).sqrt().clamp_max(1), (area * aspect).sqrt().clamp_max(1)
+    return Window(rows, columns, draws[2], draws[3])
+
+
+def crop(images: Tensor, window: Window) -> Tensor:
+    """Resize the window of each image (B, C, H, W) to all of it, bilinearly."""
+    height, width = images.shape[2:]
+    rows = _window(height, window.rows[:, None], window.top[:, None])
+    columns = _window(width, window.columns[:, None], window.left[:, None])
+    return resample(images, Resampling(rows[:, None], columns[:, None]))
 
 
 def _window(length: int, side: Tensor, place: Tensor) -> Tensor:
     """Bilinear weights (B, length, length) of the window of share `side` (B, 1) at `place`."""
-    start = (1 - side) * place * length
-    centre = start + (torch.arange(length) + 0.5) * side - 0.5
+    index = torch.arange(length, device=side.device)
+    centre = (1 - side) * place * length + (index + 0.5) * side - 0.5
     centre = centre.clamp(0, length - 1)
-    return (1 - (torch.arange(length) - centre[..., None]).abs()).clamp_min(0)
+    return (1 - (index - centre[..., None]).abs()).clamp_min(0)
 
 
 def smallest_crop(share: float, *, end: float) -> float:
@@ -170,39 +177,34 @@ class View(NamedTuple):
     """How the network sees each image in one step: shifted and flipped, then cropped."""
 
     roll: Roll
-    crop: Resampling | None
+    crop: Window | None
 
     def to(self, device: str) -> Self:
-        """The draws on the device of the images."""
-        roll = Roll(*(index.to(device, non_blocking=True) for index in self.roll))
-        crop = self.crop and Resampling(*(w.to(device, non_blocking=True) for w in self.crop))
+        """The draws on the device of the images: one small copy each."""
+        roll = Roll(*torch.stack(self.roll).to(device, non_blocking=True))
+        crop = self.crop and Window(*torch.stack(self.crop).to(device, non_blocking=True))
         return type(self)(roll, crop)
 
     def part(self, part: slice) -> Self:
         """The draws of some images of the batch."""
-        roll = Roll(*(index[part] for index in self.roll))
-        crop = self.crop and Resampling(*(weights[part] for weights in self.crop))
+        roll = Roll(*(draw[part] for draw in self.roll))
+        crop = self.crop and Window(*(draw[part] for draw in self.crop))
         return type(self)(roll, crop)
 
 
 def draw_view(
-    size: tuple[int, int, int],
-    *,
-    shift: int,
-    flip: bool,
-    smallest: float,
-    generator: Generator | None,
+    batch: int, *, shift: int, flip: bool, smallest: float, generator: Generator | None
 ) -> View:
     """Draw a view of each image; arguments as of `draw_roll` and `draw_crop`."""
-    roll = draw_roll(size, shift=shift, flip=flip, generator=generator)
-    crop = draw_crop(size, smallest=smallest, generator=generator) if smallest < 1 else None
-    return View(roll, crop)
+    roll = draw_roll(batch, shift=shift, flip=flip, generator=generator)
+    window = draw_crop(batch, smallest=smallest, generator=generator) if smallest < 1 else None
+    return View(roll, window)
 
 
 def see(images: Tensor, view: View) -> Tensor:
     """The images (B, C, H, W) as `view` shows them to the network."""
     seen = roll(images, view.roll)
-    return seen if view.crop is None else resample(seen, view.crop)
+    return seen if view.crop is None else crop(seen, view.crop)
 
 
 def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generator | None) -> Tensor:
@@ -216,16 +218,16 @@ def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generato
     Returns: (B, C, H, W), same dtype.
     """
     batch, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator)
-    rows = offsets[0] + torch.arange(height)
-    columns = offsets[1] + torch.arange(width)
+    draws = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator) - padding
+    mirrored = torch.zeros((1, batch, 1), dtype=torch.int64)
     if flip:
-        mirror = torch.randint(0, 2, (batch, 1), generator=generator).bool()
-        columns = torch.where(mirror, columns.flip(1), columns)
+        mirrored = torch.randint(0, 2, (1, batch, 1), generator=generator)
+    device = images.device
+    down, right, mirrored = torch.cat([draws, mirrored]).to(device, non_blocking=True)
+    h, w = (torch.arange(n, device=device) for n in (height, width))
+    w = torch.where(mirrored > 0, width - 1 - w, w)
     # Mirror the indices at the border instead of copying the images into a padded buffer.
-    rows = _reflect(rows - padding, height).to(images.device)
-    columns = _reflect(columns - padding, width).to(images.device)
-    return _take(images, rows, columns)
+    return _take(images, _reflect(h + down, height), _reflect(w + right, width))
 
 
 def cut_mix(images: Tensor, *, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,15 +242,16 @@ def cut_mix(images: Tensor, *, generator: Generator | None) -> tuple[Tensor, Ten
         share (B,) of the area.
     """
     batch, _, height, width = images.shape
-    others = torch.randperm(batch, generator=generator)
-    share, down, right = torch.rand((3, batch, 1), generator=generator)
+    device = images.device
+    others = torch.randperm(batch, generator=generator).to(device, non_blocking=True)
+    draws = torch.rand((3, batch, 1), generator=generator).to(device, non_blocking=True)
+    share, down, right = draws
     side = share.sqrt() / 2
     rows, columns = (
-        ((torch.arange(length) + 0.5) / length - centre).abs() < side
+        ((torch.arange(length, device=device) + 0.5) / length - centre).abs() < side
         for length, centre in ((height, down), (width, right))
     )
-    box = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
-    others = others.to(images.device)
+    box = rows[:, None, :, None] & columns[:, None, None, :]
     return torch.where(box, images[others], images), others, box.float().mean((1, 2, 3))
 
 

@@ -138,7 +138,7 @@ def _student(
     """Seconds that are paid once, and of a step."""
     count = int(config.batch_size)
     blank = torch.zeros((count, *teacher.card.input_size), dtype=torch.uint8)
-    examples = Examples(blank, torch.zeros(count, dtype=torch.int64))
+    examples = Examples(blank, torch.zeros(count, dtype=torch.int64)).near(runtime.device)
     began = _now(runtime)
     with Training(student.copy(), teacher, config, runtime=runtime) as training:
         training.advance(examples, until=1)

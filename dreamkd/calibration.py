@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamkd.augment import draw_view
 from dreamkd.config import ImageConfig
-from dreamkd.engine import Runtime, twin
+from dreamkd.engine import Runtime, spare_bytes, twin
 from dreamkd.engine.memory import free_memory, images_that_fit, largest_that_fits, saved_bytes
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
@@ -55,7 +55,7 @@ def r_feature_weight(
             teacher, alone, runtime=runtime, statistics=statistics, prior=prior
         ) as objective:
             x, labels = _noise(teacher, _IMAGES, seed=seed)
-            view = draw_view(_size(x), shift=0, flip=False, smallest=1.0, generator=None)
+            view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
     weight = float(config.r_feature_ratio) * sizes[0] / max(sizes[1], 1e-12)
     return float(f"{weight:.2e}")
@@ -75,8 +75,8 @@ def image_chunk(
 
     Args: config: settled; a weight of R_feature that is not known yet does not matter.
     """
-    count = int(config.image_batch_size)
-    if runtime.device == "cpu":
+    count, device = int(config.image_batch_size), runtime.device
+    if device == "cpu":
         networks = [teacher] if prior is None else [teacher, prior]
         one = 0
         for network in networks:
@@ -85,12 +85,14 @@ def image_chunk(
         return min(count, images_that_fit(one, free=free_memory()))
 
     def attempt(size: int) -> None:
+        beside = torch.empty(2 * spare_bytes(device), dtype=torch.uint8, device=device)
         tried = replace(config, image_chunk=size, r_feature=1.0)
         with Objective(teacher, tried, runtime=runtime, prior=prior) as objective:
-            x, labels = (t.to(runtime.device) for t in _noise(teacher, size, seed=0))
-            view = draw_view(_size(x), shift=0, flip=False, smallest=1.0, generator=None)
-            objective(x, labels, view.to(runtime.device))
+            x, labels = (t.to(device) for t in _noise(teacher, size, seed=0))
+            view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
+            objective(x, labels, view.to(device))
             torch.cuda.synchronize()  # host sync: until then nothing has run out
+        del beside  # what the images at hand and a student will take
 
     return largest_that_fits(attempt, count)
 
@@ -102,7 +104,3 @@ def _noise(teacher: Classifier, count: int, *, seed: int) -> tuple[Tensor, Tenso
     pixels = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
     pixels.begin(count, generator)
     return pixels.inputs().detach(), torch.arange(count) % card.num_classes
-
-
-def _size(x: Tensor) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[2], x.shape[3]

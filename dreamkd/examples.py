@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
+from dreamkd.engine import spare_bytes
 from dreamkd.models import Classifier
 
 #: Folders in which a run keeps its images, by format.
@@ -20,7 +22,20 @@ class Examples(NamedTuple):
     """What a student learns from, or is measured on."""
 
     images: Tensor  # uint8 (N, C, H, W)
-    labels: Tensor  # int64 (N,)
+    labels: Tensor  # int64 (N,), on the CPU
+
+    def near(self, device: str) -> Self:
+        """The same, with the images on the device where they take little of its memory."""
+        if self.images.nbytes > spare_bytes(device):
+            return self
+        return self._replace(images=self.images.to(device))
+
+    def draw(self, index: Tensor, *, device: str) -> Tensor:
+        """The images of `index` (B,) on the device; the host does not wait for what runs there."""
+        images = self.images[index.to(self.images.device, non_blocking=True)]
+        if images.device == torch.device(device):
+            return images
+        return images.pin_memory().to(device, non_blocking=True)
 
 
 class Labelled(NamedTuple):

@@ -143,6 +143,7 @@ class Job:
 def offline(job: Job) -> Examples:
     """Train on images that exist, which are returned."""
     assert job.given is not None
+    given = job.given.near(job.runtime.device)
     job.resume()
     if job.recorder is not None:
         job.flush = job.recorder.flush
@@ -153,8 +154,8 @@ def offline(job: Job) -> Examples:
             job.restart()
             job.recorder.begin(0)
     with job.training:
-        job.train(job.given, until=int(job.config.steps))
-    return job.given
+        job.train(given, until=int(job.config.steps))
+    return given
 
 
 def adaptive(job: Job) -> Examples:
@@ -174,7 +175,7 @@ def adaptive(job: Job) -> Examples:
     everything = Examples(
         torch.empty((count * size, *card.input_size), dtype=torch.uint8),
         label_range(range(card.num_classes), 0, count * size, seed=config.seed),
-    )
+    ).near(job.runtime.device)
     everything.images.zero_()  # what memory it takes, it takes now and not after hours
     with ExitStack() as stack:
         stack.enter_context(bank)
@@ -222,10 +223,11 @@ def on_noise(job: Job, *, count: int) -> Examples:
     noise.begin(count, generator_for(job.config.seed, "noise"))
     images = to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std)
     labels = label_range(range(card.num_classes), 0, count, seed=job.config.seed)
+    examples = Examples(images, labels).near(job.runtime.device)
     job.resume()
     with job.training:
-        job.train(Examples(images, labels), until=int(job.config.steps))
-    return Examples(images, labels)
+        job.train(examples, until=int(job.config.steps))
+    return examples
 
 
 def _make(k: int, labels: Tensor, job: Job, synthesiser: Synthesiser, bank: Bank) -> Tensor:

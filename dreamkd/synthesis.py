@@ -241,9 +241,8 @@ class Synthesiser:
     def _view(self, factor: int, attempt: _Attempt) -> View:
         """Draw how the network sees each image."""
         config = self.config
-        _, height, width = self.teacher.card.input_size
         view = draw_view(
-            (len(attempt.labels), height // factor, width // factor),
+            len(attempt.labels),
             shift=round(int(config.jitter) / factor),
             flip=config.flip == "on",
             smallest=smallest_crop(attempt.done / attempt.total, end=float(config.crop)),

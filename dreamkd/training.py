@@ -208,7 +208,7 @@ class Training:
         generator = generator_for(config.seed, "student", step)
         index = torch.randint(len(examples.images), (int(config.batch_size),), generator=generator)
         views = random_crop(
-            examples.images[index].to(device),  # uint8: the smallest form there is
+            examples.draw(index, device=device),
             padding=min(examples.images.shape[2:]) // 8,
             flip=config.flip == "on",
             generator=generator,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dreamkd.augment import cut_mix, draw_roll, random_crop, roll
+from dreamkd.augment import Window, crop, cut_mix, draw_roll, random_crop, roll
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -12,7 +12,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_roll_moves_each_image_by_its_own_shift() -> None:
     images = torch.arange(4 * 8 * 8.0).view(4, 1, 8, 8)
-    offsets = draw_roll((4, 8, 8), shift=2, flip=False, generator=generator())
+    offsets = draw_roll(4, shift=2, flip=False, generator=generator())
     moved = roll(images, offsets)
     shifts = []
     for image, result in zip(images, moved, strict=True):
@@ -29,7 +29,7 @@ def test_roll_moves_each_image_by_its_own_shift() -> None:
 
 def test_flip_mirrors_some_images_and_not_all() -> None:
     images = torch.arange(16 * 3 * 4.0).view(16, 1, 3, 4)
-    moved = roll(images, draw_roll((16, 3, 4), shift=0, flip=True, generator=generator()))
+    moved = roll(images, draw_roll(16, shift=0, flip=True, generator=generator()))
     mirrored = [torch.equal(m, i.flip(2)) for m, i in zip(moved, images, strict=True)]
     kept = [torch.equal(m, i) for m, i in zip(moved, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
@@ -38,7 +38,7 @@ def test_flip_mirrors_some_images_and_not_all() -> None:
 
 def test_the_gradient_of_roll_is_the_inverse() -> None:
     images = torch.randn(5, 2, 6, 7, generator=generator(1)).requires_grad_()
-    offsets = draw_roll((5, 6, 7), shift=3, flip=True, generator=generator(2))
+    offsets = draw_roll(5, shift=3, flip=True, generator=generator(2))
     weights = torch.randn(5, 2, 6, 7, generator=generator(3))
     (gradient,) = torch.autograd.grad((roll(images, offsets) * weights).sum(), images)
     # Moving the gradient like an image gives the weights back.
@@ -46,7 +46,7 @@ def test_the_gradient_of_roll_is_the_inverse() -> None:
 
 
 def test_draws_are_functions_of_the_generator() -> None:
-    draws = [draw_roll((3, 8, 8), shift=2, flip=True, generator=generator(s)) for s in (7, 7, 8)]
+    draws = [draw_roll(3, shift=2, flip=True, generator=generator(s)) for s in (7, 7, 8)]
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
 
@@ -56,12 +56,12 @@ def test_random_crop_equals_pad_and_crop() -> None:
     crops = random_crop(images, padding=2, flip=False, generator=generator(5))
     padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     places = set()
-    for crop, source in zip(crops, padded, strict=True):
+    for cut, source in zip(crops, padded, strict=True):
         found = {
             (top, left)
             for top in range(5)
             for left in range(5)
-            if torch.equal(source[:, top : top + 8, left : left + 8], crop)
+            if torch.equal(source[:, top : top + 8, left : left + 8], cut)
         }
         assert found
         places |= found
@@ -90,3 +90,15 @@ def test_cut_mix_pastes_one_box_of_one_other_image() -> None:
     assert max(shares) > 0.4
     assert min(shares) < 0.1
     assert torch.equal(mixed, cut_mix(images, generator=generator())[0])
+
+
+def test_a_crop_resizes_the_window_of_each_image() -> None:
+    ramp = torch.arange(8.0).expand(2, 3, 8, 8)  # the value is the column
+    whole = Window(*torch.tensor([[1.0, 1], [1, 0.5], [0, 0], [0, 1]]))
+    cropped = crop(ramp, whole)
+    assert torch.allclose(cropped[0], ramp[0])
+    # The right half, at twice the size: pixel w shows column 4 + (w + 1/2) / 2 - 1/2.
+    wanted = (4 + (torch.arange(8) + 0.5) / 2 - 0.5).clamp_max(7)
+    assert torch.allclose(cropped[1], wanted.expand(3, 8, 8))
+    turned = Window(*torch.tensor([[1.0, 0.5], [1, 1], [0, 1], [0, 0]]))
+    assert torch.allclose(crop(ramp.mT, turned), cropped.mT)

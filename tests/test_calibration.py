@@ -23,7 +23,7 @@ def test_the_weight_balances_the_gradients_on_noise(digits: Classifier) -> None:
     config = settings(digits, 2.0)
     weight = calibration.r_feature_weight(digits, config, seed=0)
     x, labels = calibration._noise(digits, 64, seed=0)
-    view = draw_view((64, 16, 16), shift=0, flip=False, smallest=1.0, generator=None)
+    view = draw_view(64, shift=0, flip=False, smallest=1.0, generator=None)
     norms = []
     for ce, r_feature in ((1.0, 0.0), (0.0, weight)):
         alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)

@@ -26,19 +26,18 @@ def settings(teacher: Classifier, **given: Any) -> ImageConfig:
     return replace(config, image_chunk=given.get("image_chunk", 100))
 
 
-def batch(size: tuple[int, int, int], seed: int = 0, factor: int = 1) -> tuple[Tensor, View]:
+def batch(size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, View]:
     channels, height, width = size
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(LABELS), channels, height, width, generator=generator)
-    shape = (len(LABELS), height // factor, width // factor)
-    return x, draw_view(shape, shift=1, flip=True, smallest=0.5, generator=generator)
+    return x, draw_view(len(LABELS), shift=1, flip=True, smallest=0.5, generator=generator)
 
 
 def loss_of(
     teacher: Classifier, config: ImageConfig, *, factor: int = 1, **given: Any
 ) -> tuple[Loss, list[str]]:
     average = given.pop("average", None)
-    x, view = batch(teacher.card.input_size, factor=factor)
+    x, view = batch(teacher.card.input_size)
     with Objective(teacher, config, runtime=Runtime.settle(config), **given) as objective:
         found = objective(x, LABELS, view, factor=factor, average=average)
         return found, objective.term_names()
@@ -54,7 +53,7 @@ def student_of(teacher: Classifier) -> Classifier:
 def test_terms_and_gradient_are_those_of_the_plain_formula(digits: Classifier) -> None:
     config = settings(digits, tv_l2=0.1, l2=0.2, first_bn=3)
     x, _ = batch((1, 16, 16))
-    still = draw_view((len(x), 16, 16), shift=0, flip=False, smallest=1.0, generator=None)
+    still = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
     with Objective(digits, config, runtime=Runtime.settle(config)) as objective:
         found = objective(x, LABELS, still)
         names = objective.term_names()

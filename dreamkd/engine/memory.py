@@ -14,6 +14,9 @@ _OVERHEAD = 2.0
 #: Share of the free memory that a step may take.
 _SHARE = 0.8
 
+#: The part of a GPU's memory that images at hand may take; trials leave twice as much free.
+_BESIDE = 16
+
 
 def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
     """Bytes that a forward pass of `inputs` keeps for the backward pass to them, weights left out.
@@ -48,6 +51,13 @@ def free_memory() -> int:
         if text.isdigit() and usage.is_file():
             limits.append(int(text) - int(usage.read_text()))
     return max(0, min(limits))
+
+
+def spare_bytes(device: str) -> int:
+    """Bytes that may lie on a device beside what is computed there; on the CPU without bound."""
+    if device == "cpu":
+        return 2**62
+    return torch.cuda.get_device_properties(device).total_memory // _BESIDE
 
 
 def _machine() -> int:

@@ -63,7 +63,7 @@ def test_moments_of_a_layer(benchmark: Any) -> None:
 def test_views(benchmark: Any, smallest: float) -> None:
     x = torch.randn(BATCH, 3, 32, 32)
     draws = {"shift": 2, "flip": True, "smallest": smallest, "generator": generator_for(0, "view")}
-    view = draw_view((BATCH, 32, 32), **draws)
+    view = draw_view(BATCH, **draws)
     benchmark(see, x, view)
 
 

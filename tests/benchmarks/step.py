@@ -55,6 +55,7 @@ CPU = {
     "mobilenet_v2": Case("torchvision:mobilenet_v2", 224, 16, 3),
 }
 GPU = {
+    "resnet20-gpu": Case("cifar_resnet20", 32, 256, 50, "cuda:0"),
     "resnet50-84": Case("torchvision:resnet50", 224, 84, 20, "cuda:0"),
     "resnet50-256": Case("torchvision:resnet50", 224, 256, 10, "cuda:0"),
 }

@@ -41,7 +41,7 @@ def ours_block(case: Case, stack: ExitStack, config: DistillConfig) -> Block:
     training = Training(network(case), network(case), config, runtime=runtime)
     stack.enter_context(training)
     images = torch.randint(0, 256, (BANK, 3, case.size, case.size), dtype=torch.uint8)
-    examples = Examples(images, torch.arange(BANK) % 10)
+    examples = Examples(images, torch.arange(BANK) % 10).near(case.device)
 
     def loop() -> Iterator[None]:
         while True:
