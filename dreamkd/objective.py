@@ -95,7 +95,7 @@ class Objective:
         self._compiled = compiled
         self._on_event = on_event
         self._stack = ExitStack()
-        self._steps: dict[tuple[int, bool], Step] = {}
+        self._losses: dict[tuple[int, bool], Callable[..., Loss]] = {}
         self._to_prior: dict[tuple[int, int], Resampling | None] = {}  # from the size seen
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class Objective:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self._steps.clear()
+        self._losses.clear()
 
     def _fixed(self, network: Classifier) -> nn.Module:
         size = network.card.input_size
@@ -150,14 +150,31 @@ class Objective:
             average: statistics of former batches, blended with those of this one.
             compete: whether the rival takes part, if there is one.
             r_feature: its weight alpha_f, if it is not that of the settings.
-        Returns: detached tensors, on the device of `x`.
+        Returns: detached tensors, on the device of `x`; the next call may overwrite them.
         """
-        count = len(x)
-        parts = chunks(count, int(self.config.image_chunk))
-        x, step = x.detach(), self._step(factor, compete=compete and self.rival is not None)
+        key = factor, compete and self.rival is not None
+        if key not in self._losses:
+            self._prepare(*key)
         alpha_f = self._scalar(self.config.r_feature if r_feature is None else r_feature)
         if average is not None:
             average = average._replace(momentum=self._scalar(average.momentum))
+        return self._losses[key](x.detach(), labels, view, average, alpha_f)
+
+    def _evaluate(
+        self,
+        step: Step,
+        factor: int,
+        x: Tensor,
+        labels: Tensor,
+        view: View,
+        average: Average | None,
+        alpha_f: Tensor,
+    ) -> Loss:
+        """The loss of a batch, chunk by chunk."""
+        if self.statistics:
+            self._watched.take()  # what a call that failed left behind
+        count = len(x)
+        parts = chunks(count, int(self.config.image_chunk))
         whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self.statistics else None
         gradients: list[Tensor] = []
         terms, scores = torch.zeros((), device=x.device), []
@@ -182,19 +199,18 @@ class Objective:
         """As a tensor, so that one graph serves every value; 0 where there are no statistics."""
         return torch.full((), float(value) if self.statistics else 0.0, device=self.runtime.device)
 
-    def _step(self, factor: int, *, compete: bool) -> Step:
-        """The terms at one resolution, compiled into a graph of their own."""
-        key = factor, compete
-        if key not in self._steps:
-            if self.prior is not None:
-                _, height, width = self.teacher.card.input_size
-                seen, wanted = (height // factor, width // factor), self.prior.card.input_size[1:]
-                weights = resampling(seen, wanted, device=self.runtime.device)
-                self._to_prior[seen] = weights if seen != wanted else None
-            step = partial(self._terms, factor, compete)
-            compiled = compile_step(step, on_event=self._on_event) if self._compiled else step
-            self._steps[key] = compiled
-        return self._steps[key]
+    def _prepare(self, factor: int, compete: bool) -> None:
+        """Set up the loss at one resolution: compiled, and on CUDA recorded, by itself."""
+        if self.prior is not None:
+            _, height, width = self.teacher.card.input_size
+            seen, wanted = (height // factor, width // factor), self.prior.card.input_size[1:]
+            weights = resampling(seen, wanted, device=self.runtime.device)
+            self._to_prior[seen] = weights if seen != wanted else None
+        step: Step = partial(self._terms, factor, compete)
+        if self._compiled:
+            step = compile_step(step, on_event=self._on_event)
+        evaluate = partial(self._evaluate, step, factor)
+        self._losses[factor, compete] = self.runtime.replayed(evaluate, on_event=self._on_event)
 
     @torch.no_grad()
     def _whole(self, x: Tensor, view: View, parts: Sequence[slice], factor: int) -> list[Moments]:

@@ -287,7 +287,7 @@ class _Best:
     def offer(self, images: Tensor, scores: Tensor) -> None:
         """Keep those of `images` (B, C, H, W) whose `scores` (B,) are lower than before."""
         if self._scores is None:
-            self.images, self._scores = images.clone(), scores
+            self.images, self._scores = images.clone(), scores.clone()
             return
         better = scores < self._scores
         self.images = torch.where(better[:, None, None, None], images, self.images)

@@ -75,6 +75,7 @@ class Training:
         self._loss: Callable[..., tuple[Tensor, Top | None]] = self._distillation
         if self.config.compile == "on":
             self._loss = compile_step(self._distillation, on_event=self._on_event)
+        self._learn = self.runtime.replayed(self._differentiate, on_event=self._on_event)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,21 +107,17 @@ class Training:
                 group["lr"] = lr
             views, targets = self._draw(examples, step)
             known = self._stored(step) if self._stored is not None else None
-            with self.runtime.autocast():
-                loss, said = self._loss(views, targets, known)
+            loss, said, gradients = self._learn(views, targets, known)
             if self._record is not None and said is not None:
-                self._record(step, said)
-            self._optimizer.zero_grad()
-            torch.autograd.backward(loss * self.runtime.loss_scale)
-            if self.runtime.loss_scale != 1:
-                gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-                torch._foreach_div_(gradients, self.runtime.loss_scale)
+                self._record(step, Top(*(part.clone() for part in said)))
+            for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
+                parameter.grad = gradient
             self._optimizer.step()
             self.step = step + 1
             if self._average is not None:
                 _move_average(self._average, self._module, config.ema, step=step)
             if self.step % LOOK == 0 or self.step == until:
-                terms = {"kd": float(loss.detach())}  # host sync
+                terms = {"kd": float(loss)}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
             self.seconds += time.perf_counter() - began
             if on_step is not None:
@@ -215,13 +212,27 @@ class Training:
         )
         targets = None
         if config.hard_labels:
-            labels = examples.labels[index].to(device)
+            labels = examples.labels[index].to(device, non_blocking=True)
             targets = F.one_hot(labels, self.teacher.card.num_classes).float()
         if config.cutmix and float(torch.rand((), generator=generator)) < config.cutmix:
             views, others, share = cut_mix(views, generator=generator)
             if targets is not None:
                 targets = torch.lerp(targets, targets[others], share[:, None])
         return views, targets
+
+    def _differentiate(
+        self, views: Tensor, targets: Tensor | None, known: Top | None
+    ) -> tuple[Tensor, Top | None, list[Tensor | None]]:
+        """The loss of a batch, what to record of the teacher, and the gradient of every weight."""
+        self._optimizer.zero_grad()
+        with self.runtime.autocast():
+            loss, said = self._loss(views, targets, known)
+        torch.autograd.backward(loss * self.runtime.loss_scale)
+        gradients = [p.grad for p in self._module.parameters()]
+        if self.runtime.loss_scale != 1:
+            found = [gradient for gradient in gradients if gradient is not None]
+            torch._foreach_div_(found, self.runtime.loss_scale)
+        return loss.detach(), said, gradients
 
     def _distillation(
         self, views: Tensor, targets: Tensor | None, known: Top | None

@@ -11,6 +11,8 @@ from dreamkd import manifest, models
 from dreamkd.config import settle
 from dreamkd.distillation import distill
 from dreamkd.engine import LOOK, Runtime
+from dreamkd.engine.replay import WARM_UP, Replay
+from dreamkd.events import Event, ignore
 from dreamkd.examples import Examples
 from dreamkd.inversion import invert
 from dreamkd.models import Classifier
@@ -21,6 +23,7 @@ from tests.conftest import distill_config, invert_config
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
@@ -87,5 +90,62 @@ def test_a_step_of_a_student_does_not_wait_for_the_gpu(digits: Classifier) -> No
 
 def refuse_waiting(step: int) -> None:
     """After a step: have torch refuse what makes the host wait in the next, unless it is seen."""
-    looked_at = step % LOOK in (0, 1, LOOK - 1)
-    torch.cuda.set_sync_debug_mode("default" if looked_at else "error")
+    allowed = step <= WARM_UP or step % LOOK in (0, LOOK - 1)
+    torch.cuda.set_sync_debug_mode("default" if allowed else "error")
+
+
+def test_what_is_replayed_is_what_is_computed() -> None:
+    weight = torch.randn(3, device="cuda:0")
+    calls: list[int] = []
+
+    def step(x: torch.Tensor, pair: tuple[torch.Tensor, float]) -> tuple[torch.Tensor, int]:
+        calls.append(len(calls))
+        return x * pair[0] * pair[1] + weight, 7
+
+    replay = Replay(step, device="cuda:0", on_event=ignore)
+    fixed, moved = torch.ones(3, device="cuda:0"), torch.zeros(3, device="cuda:0")
+    for k in range(3 * WARM_UP):
+        x, factor = torch.full((3,), float(k), device="cuda:0"), 2.0
+        moved += k  # in place: the same tensor with other values
+        found, seven = replay(x, (moved, factor))
+        assert torch.equal(found, x * moved * factor + weight)
+        assert seven == 7
+        weight += 1  # what the step reaches by itself may change as well
+    assert len(calls) == WARM_UP + 1
+    replay(fixed, (moved, 3.0))  # another kind
+    assert len(calls) == WARM_UP + 2
+
+
+def test_what_cannot_be_recorded_is_called_as_it_is() -> None:
+    heard: list[Event] = []
+    replay = Replay(lambda x: x * float(x.sum()), device="cuda:0", on_event=heard.append)
+    for k in range(3 * WARM_UP):
+        x = torch.full((2,), float(k), device="cuda:0")
+        assert torch.equal(replay(x), x * 2 * k)
+    assert len(heard) == 1
+    assert "without CUDA graphs" in heard[0].text
+
+
+def test_images_and_students_come_out_on_a_gpu_as_on_the_cpu(digits: Classifier) -> None:
+    """In float32, over more steps than are called before they are replayed."""
+    made, learned = [], []
+    for device in ("cpu", "cuda:0"):
+        config = settle(
+            invert_config(device=device, image_steps=8, crop=0.5, r_feature=1.0, jitter=2),
+            input_size=digits.card.input_size,
+        )
+        config = replace(config, image_chunk=12)
+        runtime = Runtime.settle(config)
+        with Synthesiser.of(digits, config, runtime=runtime) as synthesiser:
+            made.append(
+                synthesiser.batch(torch.arange(20) % 10, generator=generator_for(0, "batch", 0))
+            )
+        student, images = digits.copy(), made[0].images
+        config = settle(distill_config(device=device, steps=8), input_size=digits.card.input_size)
+        with Training(student, digits, config, runtime=runtime) as training:
+            training.advance(Examples(images, torch.arange(20) % 10).near(device), until=8)
+        learned.append(torch.cat([p.detach().cpu().flatten() for p in student.module.parameters()]))
+    assert made[0].r_feature == pytest.approx(made[1].r_feature, rel=0.02)
+    off = (made[0].images.int() - made[1].images.int()).abs().float()
+    assert off.mean() < 0.5
+    assert torch.linalg.vector_norm(learned[0] - learned[1]) < 0.02 * learned[0].norm()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from dreamkd.config import RuntimeConfig
+from dreamkd.engine.replay import Outputs, Replay
 from dreamkd.errors import ConfigError
+from dreamkd.events import OnEvent
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +50,12 @@ class Runtime:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, _DTYPES[self.precision])
+
+    def replayed(
+        self, step: Callable[..., Outputs], *, on_event: OnEvent
+    ) -> Callable[..., Outputs]:
+        """The step as this device runs it best: see `Replay`, by which its results may change."""
+        return step if self.device == "cpu" else Replay(step, device=self.device, on_event=on_event)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -5,8 +5,8 @@
 
 Every case times, in blocks that take turns in one process: (plain) the loop of
 `tests.benchmarks.plain`; (ours) the step that `dreamkd` runs; (floor) the same frozen network, as
-prepared, cast and compiled as ours, forward and backward to the image and nothing else. Medians
-and quartiles are over the blocks. Cases of the GPU are chosen where CUDA is.
+prepared, cast, compiled and launched as ours, forward and backward to the image and nothing else.
+Medians and quartiles are over the blocks. Cases of the GPU are chosen where CUDA is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from dreamkd import models
 from dreamkd.config import InvertConfig, merge, settle
 from dreamkd.engine import Runtime, fixed
+from dreamkd.events import ignore
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
@@ -129,19 +130,24 @@ def floor_block(case: Case, *, precision: str, compiled: bool) -> Block:
     model = fixed(network(case).module, runtime=runtime)
     labels = (torch.arange(case.batch) % 10).to(case.device)
     x = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
-    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    x = x.to(memory_format=torch.channels_last)
 
     def loss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(x).float(), labels)
 
     function = torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
 
+    def step(x: torch.Tensor) -> torch.Tensor:
+        leaf = x.detach().requires_grad_()
+        with runtime.autocast():
+            value = function(leaf, labels)
+        return torch.autograd.grad(value, leaf)[0]
+
+    launch = runtime.replayed(step, on_event=ignore)
+
     def loop() -> Iterator[None]:
         while True:
-            with runtime.autocast():
-                value = function(x, labels)
-            value.backward()
-            x.grad = None
+            launch(x)
             yield
 
     endless = loop()

@@ -4,7 +4,7 @@
 
 Blocks of `dreamkd`'s training and of the floor take turns in one process: (ours) the step of
 `distill`, with its draw of images, crops, flips and checks; (floor) the same fixed teacher and the
-same student, cast and compiled alike, on one ready batch.
+same student, cast, compiled and launched alike, on one ready batch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from dreamkd import losses
 from dreamkd.config import DistillConfig, merge, settle
 from dreamkd.engine import Runtime, fixed
+from dreamkd.events import ignore
 from dreamkd.examples import Examples
 from dreamkd.training import Training
 from tests.benchmarks.environment import describe
@@ -72,12 +73,19 @@ def floor_block(case: Case, config: DistillConfig) -> Block:
         torch.compile(loss, fullgraph=True, dynamic=False) if config.compile == "on" else loss
     )
 
+    def step(x: torch.Tensor) -> list[torch.Tensor | None]:
+        optimizer.zero_grad()
+        with runtime.autocast():
+            value = function(x)
+        value.backward()
+        return [p.grad for p in student.parameters()]
+
+    launch = runtime.replayed(step, on_event=ignore)
+
     def loop() -> Iterator[None]:
         while True:
-            with runtime.autocast():
-                value = function(x)
-            optimizer.zero_grad()
-            value.backward()
+            for parameter, gradient in zip(student.parameters(), launch(x), strict=True):
+                parameter.grad = gradient
             optimizer.step()
             yield
 
