@@ -1,5 +1,9 @@
 """The compiled step: one graph, the same numbers; and what happens without a compiler."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +126,46 @@ def test_short_jobs_are_not_compiled(digits: Classifier) -> None:
     assert worth_compiling(calls, image_steps=10**7)
     big = [Call(Layer("", torch.nn.BatchNorm2d(1)), (1, 64, 112, 112))] * 50
     assert worth_compiling(big, image_steps=84 * 600)
+
+
+@pytest.mark.slow
+def test_what_was_compiled_is_found_by_the_next_process(tmp_path: Path) -> None:
+    """Unless its backward pass is another."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _COMPILES_A_FUNCTION, factor],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for factor in ("2", "2", "3")
+    ]
+    assert found == [["2.0", "missed"], ["2.0", "found"], ["3.0", "missed"]]
+
+
+_COMPILES_A_FUNCTION = """
+import sys
+import torch
+from dreamkd.engine import compile_step
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.cos() * float(sys.argv[1])
+
+x = torch.zeros(8, requires_grad=True)
+compile_step(lambda x: Scaled.apply(x).sum(), on_event=print)(x).backward()
+found = torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
+print(float(x.grad[0]), "found" if found else "missed")
+"""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+from torch._functorch import config as functorch
 
 from dreamkd.batchnorm import Call
 from dreamkd.events import Hint, OnEvent
 
 Step = TypeVar("Step", bound=Callable[..., Any])
+
+_KEEPS_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
 
 
 def worth_compiling(calls: Sequence[Call], *, image_steps: int) -> bool:
@@ -36,7 +40,8 @@ def compile_step(function: Step, *, on_event: OnEvent) -> Step:
 
     def step(*args: Any, **kwargs: Any) -> Any:
         try:
-            return state["call"](*args, **kwargs)
+            with _kept_between_runs():
+                return state["call"](*args, **kwargs)
         except Exception as error:
             # No compiler, an unsupported operation: torch has no common class for these.
             if state["call"] is function or not _is_compiler_error(error):
@@ -47,6 +52,18 @@ def compile_step(function: Step, *, on_event: OnEvent) -> Step:
             return function(*args, **kwargs)
 
     return step  # type: ignore[return-value]
+
+
+def _kept_between_runs() -> AbstractContextManager[Any]:
+    """What is compiled meanwhile is found by the next process as well.
+
+    torch does not keep graphs with an `autograd.Function` unless told to, although the code of both
+    passes is part of the key; without it a second start traces the backward pass anew.
+    """
+    if not hasattr(functorch, _KEEPS_FUNCTIONS):  # a setting that torch does not promise
+        return nullcontext()
+    kept: AbstractContextManager[Any] = functorch.patch(_KEEPS_FUNCTIONS, True)
+    return kept
 
 
 def _is_compiler_error(error: Exception) -> bool:
