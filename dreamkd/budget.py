@@ -141,11 +141,11 @@ def _student(
     examples = Examples(blank, torch.zeros(count, dtype=torch.int64)).near(runtime.device)
     began = _now(runtime)
     with Training(student.copy(), teacher, config, runtime=runtime) as training:
-        training.advance(examples, until=1)
+        training.advance(examples, until=runtime.first_steps)
         first = _now(runtime)
-        training.advance(examples, until=1 + _STUDENT_STEPS)
+        training.advance(examples, until=runtime.first_steps + _STUDENT_STEPS)
         step = (_now(runtime) - first) / _STUDENT_STEPS
-    return max(0.0, first - began - step), step
+    return max(0.0, first - began - runtime.first_steps * step), step
 
 
 def _images(

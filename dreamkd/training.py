@@ -80,6 +80,8 @@ class Training:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        del self._learn  # and the memory of its recordings, with the gradients in it
+        self._optimizer.zero_grad()
         self._module.eval()
 
     def advance(

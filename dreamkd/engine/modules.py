@@ -83,5 +83,5 @@ def to_uint8(inputs: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """(C, 1, 1), filled in on the device: a copy from the host would be made anew by no replay."""
+    """(C, 1, 1), filled in on the device: no recorded step copies from the host."""
     return torch.cat([torch.full((1, 1, 1), float(v), device=like.device) for v in values])

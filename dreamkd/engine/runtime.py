@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dreamkd.config import RuntimeConfig
-from dreamkd.engine.replay import Outputs, Replay
+from dreamkd.engine.replay import WARM_UP, Outputs, Replay
 from dreamkd.errors import ConfigError
 from dreamkd.events import OnEvent
 
@@ -54,8 +54,13 @@ class Runtime:
     def replayed(
         self, step: Callable[..., Outputs], *, on_event: OnEvent
     ) -> Callable[..., Outputs]:
-        """The step as this device runs it best: see `Replay`, by which its results may change."""
+        """The step as this device launches it best; its next call may overwrite what it returned."""
         return step if self.device == "cpu" else Replay(step, device=self.device, on_event=on_event)
+
+    @property
+    def first_steps(self) -> int:
+        """Steps that take longer than all after them: what compiles, and records on CUDA."""
+        return 1 if self.device == "cpu" else WARM_UP + 1
 
     @property
     def dtype(self) -> torch.dtype:
