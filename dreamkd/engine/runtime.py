@@ -54,7 +54,7 @@ class Runtime:
     def replayed(
         self, step: Callable[..., Outputs], *, on_event: OnEvent
     ) -> Callable[..., Outputs]:
-        """The step as this device launches it best; its next call may overwrite what it returned."""
+        """The step as this device launches it best; a call may overwrite what the last returned."""
         return step if self.device == "cpu" else Replay(step, device=self.device, on_event=on_event)
 
     @property
