@@ -169,8 +169,8 @@ def _images(
         teacher, short, runtime=runtime, prior=prior, student=student.copy()
     ) as synthesiser:
 
-        def timed(*, compete: bool) -> float:
-            """Seconds of a batch; the steps that are left out take as long as those like them."""
+        def timed(*, compete: bool) -> tuple[float, float]:
+            """Seconds of a batch, and of the steps left out, which take as long as their like."""
             marks = [_now(runtime)]
             synthesiser.batch(
                 labels,
@@ -179,14 +179,14 @@ def _images(
                 on_step=lambda *_: marks.append(_now(runtime)),
             )
             taken = _now(runtime) - marks[0]
-            # Between the marks after steps: the first one compiles.
             images, pixels = marks[1 : made + 1], marks[made:]
-            return taken + left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
+            return taken, left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
 
         for compete in (False, True):
-            compiling, batch = timed(compete=compete), timed(compete=compete)
-            start += max(0.0, compiling - batch)
-            batches.append(batch)
+            compiling, _ = timed(compete=compete)
+            taken, rest = timed(compete=compete)
+            start += max(0.0, compiling - taken)
+            batches.append(taken + rest)
     return start, batches[0], batches[1]
 
 
@@ -197,5 +197,5 @@ def _mean_gap(marks: Sequence[float]) -> float:
 
 def _now(runtime: Runtime) -> float:
     if runtime.device != "cpu":
-        torch.cuda.synchronize()  # host sync: what was asked for is done
+        torch.cuda.synchronize(runtime.device)  # host sync: what was asked for is done
     return time.perf_counter()

@@ -85,6 +85,7 @@ def image_chunk(
         return min(count, images_that_fit(one, free=free_memory()))
 
     def attempt(size: int) -> None:
+        # Held meanwhile: what the images at hand and recorded steps will take.
         beside = torch.empty(2 * spare_bytes(device), dtype=torch.uint8, device=device)
         tried = replace(config, image_chunk=size, r_feature=1.0)
         with Objective(teacher, tried, runtime=runtime, prior=prior) as objective:
@@ -92,7 +93,7 @@ def image_chunk(
             view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
             objective(x, labels, view.to(device))
             torch.cuda.synchronize()  # host sync: until then nothing has run out
-        del beside  # what the images at hand and a student will take
+        del beside
 
     return largest_that_fits(attempt, count)
 

@@ -36,11 +36,11 @@ def worth_compiling(calls: Sequence[Call], *, image_steps: int) -> bool:
 def compile_step(function: Step, *, on_event: OnEvent) -> Step:
     """`function` compiled into one graph; eager, with a hint, on a machine that cannot compile."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
-    state = {"call": compiled}
+    state, kept = {"call": compiled}, _kept_between_runs()
 
     def step(*args: Any, **kwargs: Any) -> Any:
         try:
-            with _kept_between_runs():
+            with kept:
                 return state["call"](*args, **kwargs)
         except Exception as error:
             # No compiler, an unsupported operation: torch has no common class for these.

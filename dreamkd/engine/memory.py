@@ -14,8 +14,9 @@ _OVERHEAD = 2.0
 #: Share of the free memory that a step may take.
 _SHARE = 0.8
 
-#: The part of a GPU's memory that images at hand may take; trials leave twice as much free.
-_BESIDE = 16
+#: Of a GPU's memory, images at hand may take one part in so many, and recorded steps another; of
+#: what is free, each one part in four. Trials of what fits leave both.
+_SPARE, _SPARE_OF_FREE = 16, 4
 
 
 def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
@@ -57,7 +58,8 @@ def spare_bytes(device: str) -> int:
     """Bytes that may lie on a device beside what is computed there; on the CPU without bound."""
     if device == "cpu":
         return 2**62
-    return torch.cuda.get_device_properties(device).total_memory // _BESIDE
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total // _SPARE, free // _SPARE_OF_FREE)
 
 
 def _machine() -> int:
