@@ -119,6 +119,17 @@ def blend(parts: Sequence[Sequence[Moments]], weights: Sequence[float | Tensor])
     ]
 
 
+def in_place_of(whole: list[Moments], stats: list[Moments], *, share: float) -> list[Moments]:
+    """The moments of the whole batch, with the gradient of one chunk's share in them."""
+    return [
+        theirs._replace(
+            offset=theirs.offset + share * (ours.offset - ours.offset.detach()),
+            square=theirs.square + share * (ours.square - ours.square.detach()),
+        )
+        for theirs, ours in zip(whole, stats, strict=True)
+    ]
+
+
 class Average(NamedTuple):
     """A moving average of the moments of former batches, and its weight against a new batch's."""
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
@@ -21,10 +20,10 @@ from dreamkd import losses
 from dreamkd.augment import Resampling, View, resample, resampling, see
 from dreamkd.batchnorm import watch
 from dreamkd.config import CompetitionConfig, ImageConfig
-from dreamkd.engine import Runtime, compile_step, fixed, on_device, renormalise
+from dreamkd.engine import Runtime, chunks, compile_step, fixed, on_device, renormalise
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
-from dreamkd.moments import Average, Moments, blend
+from dreamkd.moments import Average, Moments, blend, in_place_of
 
 
 @dataclass(frozen=True)
@@ -267,7 +266,7 @@ class Objective:
                 self._run_prior(inputs)
             stats = self._watched.take()
             if whole is not None:
-                stats = _in_place_of(whole, stats, share=len(x) / count)
+                stats = in_place_of(whole, stats, share=len(x) / count)
             if average is not None:
                 stats = average.including(stats)
             r = losses.r_feature(stats, first_scale=float(config.first_bn))
@@ -282,13 +281,6 @@ class Objective:
         self._prior_model(theirs if weights is None else resample(theirs, weights))
 
 
-def chunks(count: int, size: int) -> list[slice]:
-    """Nearly equal parts of at most `size` of a batch of `count`."""
-    number = -(-count // size)
-    bounds = [round(i * count / number) for i in range(number + 1)]
-    return [slice(start, stop) for start, stop in pairwise(bounds)]
-
-
 def _inputs(x: Tensor, view: View, factor: int) -> Tensor:
     """What the network sees of images (B, C, H, W)."""
     return see(_shrink(x, factor), view).contiguous(memory_format=torch.channels_last)
@@ -296,17 +288,6 @@ def _inputs(x: Tensor, view: View, factor: int) -> Tensor:
 
 def _shrink(x: Tensor, factor: int) -> Tensor:
     return x if factor == 1 else F.avg_pool2d(x, factor)
-
-
-def _in_place_of(whole: list[Moments], stats: list[Moments], *, share: float) -> list[Moments]:
-    """The moments of the whole batch, with the gradient of one chunk's share in them."""
-    return [
-        theirs._replace(
-            offset=theirs.offset + share * (ours.offset - ours.offset.detach()),
-            square=theirs.square + share * (ours.square - ours.square.detach()),
-        )
-        for theirs, ours in zip(whole, stats, strict=True)
-    ]
 
 
 _PRIORS: Mapping[str, Callable[[Tensor], Tensor]] = {

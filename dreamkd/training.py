@@ -20,7 +20,17 @@ from torch.nn import functional as F
 from dreamkd import losses
 from dreamkd.augment import cut_mix, random_crop
 from dreamkd.config import DistillConfig
-from dreamkd.engine import LOOK, Runtime, check_finite, compile_step, fixed, normalise, rate
+from dreamkd.engine import (
+    LOOK,
+    Runtime,
+    check_finite,
+    compile_step,
+    fixed,
+    move_average,
+    normalise,
+    optimizer,
+    rate,
+)
 from dreamkd.events import OnEvent, ignore
 from dreamkd.examples import Examples
 from dreamkd.losses import Top
@@ -62,7 +72,7 @@ class Training:
         self._module = student.module.to(runtime.device)
         self._module.to(memory_format=torch.channels_last)
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
-        self._optimizer = _optimizer(self._module, config)
+        self._optimizer = optimizer(self._module, config)
         self._average = copy.deepcopy(self._module).eval() if config.ema else None
 
     def __enter__(self) -> Self:
@@ -117,7 +127,7 @@ class Training:
             self._optimizer.step()
             self.step = step + 1
             if self._average is not None:
-                _move_average(self._average, self._module, config.ema, step=step)
+                move_average(self._average, self._module, config.ema, step=step)
             if self.step % LOOK == 0 or self.step == until:
                 terms = {"kd": float(loss)}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
@@ -271,38 +281,6 @@ class Training:
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)
         return [device] if device.type == "cuda" else []
-
-
-def _optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; no decay of biases and batch norm."""
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in module.parameters() if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    lr, momentum = float(config.lr), config.momentum
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-
-
-@torch.no_grad()
-def _move_average(average: nn.Module, module: nn.Module, decay: float, *, step: int) -> None:
-    """Move the average of a module's weights after a step.
-
-        average <- d average + (1 - d) module,   d = min(decay, (1 + step) / (10 + step))
-
-    Running statistics are averaged like weights; the start of training is soon forgotten.
-    """
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
-    for old, new in pairs:
-        if old.is_floating_point():
-            old.lerp_(new, share)
-        else:
-            old.copy_(new)  # the count of batches
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

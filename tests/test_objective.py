@@ -12,10 +12,10 @@ from dreamkd import losses, models
 from dreamkd.augment import View, draw_view
 from dreamkd.batchnorm import watch
 from dreamkd.config import ImageConfig, settle
-from dreamkd.engine import Runtime, frozen, renormalise
+from dreamkd.engine import Runtime, chunks, frozen, renormalise
 from dreamkd.models import Card, Classifier
 from dreamkd.moments import Average, Moments
-from dreamkd.objective import Loss, Objective, Rival, chunks
+from dreamkd.objective import Loss, Objective, Rival
 from tests.conftest import invert_config
 
 LABELS = torch.arange(12) % 10

@@ -3,21 +3,25 @@
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import LOOK, check_finite, enough_memory, time_limit
-from dreamkd.engine.memory import spare_bytes
+from dreamkd.engine.memory import chunks, spare_bytes
 from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
+from dreamkd.engine.weights import move_average, optimizer
 
 __all__ = [
     "LOOK",
     "Runtime",
     "check_finite",
+    "chunks",
     "compile_step",
     "enough_memory",
     "fixed",
     "frozen",
+    "move_average",
     "normalise",
     "on_device",
+    "optimizer",
     "rate",
     "renormalise",
     "spare_bytes",

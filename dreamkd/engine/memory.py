@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -42,6 +43,13 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
 def images_that_fit(bytes_per_image: int, *, free: int) -> int:
     """Images whose step takes at most `_SHARE` of `free` bytes, at least one."""
     return max(1, int(_SHARE * free / (_OVERHEAD * max(1, bytes_per_image))))
+
+
+def chunks(count: int, size: int) -> list[slice]:
+    """Nearly equal parts of at most `size` of a batch of `count`."""
+    number = -(-count // size)
+    bounds = [round(i * count / number) for i in range(number + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def free_memory() -> int:
