@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,14 @@ def files_left_open() -> Iterator[None]:
         warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
         yield
         gc.collect()
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background and would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -3,24 +3,15 @@
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.reliability import kills
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("listening")]
 
 LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 600")
-
-
-@pytest.fixture(autouse=True)
-def listening() -> Iterator[None]:
-    """Ctrl-C is heard, also where the tests run in the background and would ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("job", kills.JOBS)

@@ -12,6 +12,8 @@ from dreamkd.cli import commands, main
 from dreamkd.cli.signals import StopRequest
 from dreamkd.errors import Stopped
 
+pytestmark = pytest.mark.usefixtures("listening")
+
 SIGNALS = pytest.mark.parametrize(
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
