@@ -31,7 +31,10 @@ class Examples(NamedTuple):
         return self._replace(images=self.images.to(device))
 
     def draw(self, index: Tensor, *, device: str) -> Tensor:
-        """The images of `index` (B,) on the device; the host does not wait for what runs there."""
+        """The images of `index`, int64 (B,) on the CPU, on the device: uint8 (B, C, H, W).
+
+        The host does not wait for what the device computes.
+        """
         images = self.images[index.to(self.images.device, non_blocking=True)]
         if images.device == torch.device(device):
             return images

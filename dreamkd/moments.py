@@ -120,7 +120,12 @@ def blend(parts: Sequence[Sequence[Moments]], weights: Sequence[float | Tensor])
 
 
 def in_place_of(whole: list[Moments], stats: list[Moments], *, share: float) -> list[Moments]:
-    """The moments of the whole batch, with the gradient of one chunk's share in them."""
+    """The moments of the whole batch, with the gradient of one chunk's share in them.
+
+    Args:
+        whole: of the batch, one entry per layer. stats: of the chunk.
+        share: of the batch that the chunk is.
+    """
     return [
         theirs._replace(
             offset=theirs.offset + share * (ours.offset - ours.offset.detach()),

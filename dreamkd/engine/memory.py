@@ -1,4 +1,4 @@
-"""How many images fit into memory at once."""
+"""How many images fit into memory at once, and what may lie beside them."""
 
 from __future__ import annotations
 

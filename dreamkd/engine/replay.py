@@ -159,6 +159,7 @@ class Replay(Generic[Outputs]):
 def _waits() -> Iterator[list[str]]:
     """Collects what makes the host wait for the GPU while the block lasts."""
     found: list[str] = []
+    others: list[warnings.WarningMessage] = []
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -167,7 +168,13 @@ def _waits() -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-        found += [str(w.message) for w in said if "synchronizing CUDA" in str(w.message)]
+        for one in said:
+            if "synchronizing CUDA" in str(one.message):
+                found.append(str(one.message))
+            elif "Synchronization debug mode" not in str(one.message):
+                others.append(one)
+    for one in others:  # not ours to keep
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _fact(leaf: Any) -> Hashable:
