@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from dreamkd import data
 from dreamkd.augment import random_crop
+from dreamkd.config import RuntimeConfig
+from dreamkd.engine.runtime import Runtime
 from dreamkd.models import cifar
 
 BUNDLED = Path(cifar.__file__).parent / "bundled"
@@ -93,7 +95,8 @@ RECIPES |= {
     for arch in ("resnet34", "vgg11_bn")
 }
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RUNTIME = Runtime.settle(RuntimeConfig())
+DEVICE = RUNTIME.device
 
 
 def train(recipe: Recipe, images: Tensor, labels: Tensor, *, resume: Path) -> nn.Module:
@@ -141,7 +144,7 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, resume: Path) -> nn
                 images[index], padding=recipe.padding, flip=recipe.flip, generator=generator
             )
             inputs = ((crops - mean) / std).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(DEVICE, torch.bfloat16):
+            with RUNTIME.autocast():
                 logits = forward(inputs)
             loss = nn.functional.cross_entropy(logits.float(), labels[index])
             optimizer.zero_grad()
