@@ -1,4 +1,4 @@
-"""A synthesised batch, and what is kept of it in records and manifest."""
+"""A synthesised batch, and what is kept of it: its best versions, records, a manifest line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -50,3 +51,21 @@ class Batch:
             "teacher_top1": percent(self.predictions),
             "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
         }
+
+
+class Best:
+    """The best version of each image so far, by what it has of the loss for itself."""
+
+    images: Tensor
+
+    def __init__(self) -> None:
+        self._scores: Tensor | None = None
+
+    def offer(self, images: Tensor, scores: Tensor) -> None:
+        """Keep those of `images` (B, C, H, W) whose `scores` (B,) are lower than before."""
+        if self._scores is None:
+            self.images, self._scores = images.clone(), scores.clone()
+            return
+        better = scores < self._scores
+        self.images = torch.where(better[:, None, None, None], images, self.images)
+        self._scores = torch.where(better, scores, self._scores)

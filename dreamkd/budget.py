@@ -1,8 +1,8 @@
 """How much a student can learn in a given time: `--budget-minutes`, planned once and recorded.
 
-The work is timed on copies of the networks; rounds and student steps, and with them every schedule,
-follow, so that the run ends fully annealed. The plan is part of the run's identity: a run that is
-continued elsewhere keeps it.
+The work is timed on the job that will do it, and forgotten: what was compiled stays. Rounds and
+student steps, and with them every schedule, follow, so that the run ends fully annealed. The plan
+is part of the run's identity: a run that is continued elsewhere keeps it.
 """
 
 from __future__ import annotations
@@ -18,52 +18,41 @@ from dreamkd.config import DistillConfig, settle
 from dreamkd.course import refining_steps
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
-from dreamkd.events import Note, OnEvent
+from dreamkd.events import Note
 from dreamkd.examples import Examples
+from dreamkd.job import Job
 from dreamkd.labels import label_range
-from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
-from dreamkd.synthesis import Synthesiser
-from dreamkd.training import Training
 
 #: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
 _STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
 
 
 class Pace(NamedTuple):
-    """Seconds of each piece of work on this machine."""
+    """Seconds of each piece of work on this machine, once everything is compiled."""
 
-    start: float  # paid once, above all for compiling
     first: float  # an image batch of the first bank
     batch: float  # an image batch that competes
     step: float  # a student step
 
 
-def fit(
-    config: DistillConfig,
-    runtime: Runtime,
-    *,
-    given: DistillConfig,
-    teacher: Classifier,
-    student: Classifier,
-    prior: Classifier | None,
-    began: float,
-    on_event: OnEvent,
-) -> DistillConfig:
-    """`config` (settled) sized so that the run ends `budget_minutes` after it began.
+def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
+    """The job's settings, sized so that it ends `budget_minutes` after it began.
 
     Args:
+        job: open, with nothing done.
         given: as the user gave it, with the budget.
         began: `time.perf_counter()` at the beginning.
     Raises: ConfigError: not even one round fits.
     """
     minutes = float(given.budget_minutes or 0)
-    on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
-    pace = measure_pace(config, teacher=teacher, student=student, prior=prior, runtime=runtime)
+    job.on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
+    pace = measure_pace(job)
     seconds = 60 * minutes - (time.perf_counter() - began)
-    made = planned(config, given, pace, input_size=teacher.card.input_size, seconds=seconds)
+    size = job.teacher.card.input_size
+    made = planned(job.config, given, pace, input_size=size, seconds=seconds)
     rounds = "" if made.recipe == "offline" else f"{made.rounds} rounds, "
-    on_event(Note(f"budget: {rounds}{made.steps} student steps"))
+    job.on_event(Note(f"budget: {rounds}{made.steps} student steps"))
     return made
 
 
@@ -94,7 +83,7 @@ def planned(
 def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tuple[int, int]:
     """The most rounds, each with its share of student steps, that end within `seconds`.
 
-        start + first_batches first + rounds (batch + step steps / rounds) = seconds
+        first_batches first + rounds (batch + step steps / rounds) = seconds
 
     Args: config: settled; the ratio of its `steps` and `rounds` is kept, and its `first_batches`.
     Returns: rounds and steps; of the recipe `offline` a round is a step.
@@ -102,7 +91,7 @@ def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tu
     """
     offline = config.recipe == "offline"
     each = 1.0 if offline else int(config.steps) / max(1, int(config.rounds))
-    before = pace.start + (0 if offline else int(config.first_batches) * pace.first)
+    before = 0 if offline else int(config.first_batches) * pace.first
     a_round = each * pace.step + (0 if offline else pace.batch)
     rounds = int((seconds - before) / a_round)
     if rounds < 1:
@@ -111,83 +100,53 @@ def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tu
     return rounds, round(rounds * each)
 
 
-def measure_pace(
-    config: DistillConfig,
-    *,
-    teacher: Classifier,
-    student: Classifier,
-    prior: Classifier | None,
-    runtime: Runtime,
-) -> Pace:
-    """Time the work of `config` (settled); the networks are left as they are.
-
-    Everything is set up twice: what the second time costs, the run will pay once more.
-    """
-    for _ in range(2):
-        start, step = _student(config, teacher, student, runtime=runtime)
-        first = batch = 0.0
-        if config.recipe != "offline":
-            images_start, first, batch = _images(config, teacher, student, prior, runtime=runtime)
-            start += images_start
-    return Pace(start, first, batch, step)
+def measure_pace(job: Job) -> Pace:
+    """Time the work of an open job; afterwards it is compiled, and as it was."""
+    step = _student(job)
+    first, batch = (0.0, 0.0) if job.config.recipe == "offline" else _images(job)
+    return Pace(first, batch, step)
 
 
-def _student(
-    config: DistillConfig, teacher: Classifier, student: Classifier, *, runtime: Runtime
-) -> tuple[float, float]:
-    """Seconds that are paid once, and of a step."""
-    count = int(config.batch_size)
-    blank = torch.zeros((count, *teacher.card.input_size), dtype=torch.uint8)
+def _student(job: Job) -> float:
+    """Seconds of a student step."""
+    count, runtime = int(job.config.batch_size), job.runtime
+    blank = torch.zeros((count, *job.teacher.card.input_size), dtype=torch.uint8)
     examples = Examples(blank, torch.zeros(count, dtype=torch.int64)).near(runtime.device)
-    began = _now(runtime)
-    with Training(student.copy(), teacher, config, runtime=runtime) as training:
-        training.advance(examples, until=runtime.first_steps)
-        first = _now(runtime)
-        training.advance(examples, until=runtime.first_steps + _STUDENT_STEPS)
-        step = (_now(runtime) - first) / _STUDENT_STEPS
-    return max(0.0, first - began - runtime.first_steps * step), step
+    with job.training.rehearsal():
+        job.training.advance(examples, until=runtime.first_steps)
+        began = _now(runtime)
+        job.training.advance(examples, until=runtime.first_steps + _STUDENT_STEPS)
+        return (_now(runtime) - began) / _STUDENT_STEPS
 
 
-def _images(
-    config: DistillConfig,
-    teacher: Classifier,
-    student: Classifier,
-    prior: Classifier | None,
-    *,
-    runtime: Runtime,
-) -> tuple[float, float, float]:
-    """Seconds that are paid once; of a batch of the first bank, and of one that competes."""
+def _images(job: Job) -> tuple[float, float]:
+    """Seconds of a batch of the first bank, and of one that competes."""
+    config, runtime = job.config, job.runtime
     short = replace(config, image_steps=min(int(config.image_steps), _IMAGE_STEPS))
     if refining_steps(config):
         short = replace(short, refine_steps=min(refining_steps(config), _REFINING_STEPS))
     made = int(short.image_steps)
     left = int(config.image_steps) - made, refining_steps(config) - refining_steps(short)
-    classes, size = teacher.card.num_classes, int(config.image_batch_size)
+    classes, size = job.teacher.card.num_classes, int(config.image_batch_size)
     labels = label_range(range(classes), 0, size, seed=config.seed)
-    start, batches = 0.0, list[float]()
-    with Synthesiser.of(
-        teacher, short, runtime=runtime, prior=prior, student=student.copy()
-    ) as synthesiser:
 
-        def timed(*, compete: bool) -> tuple[float, float]:
-            """Seconds of a batch, and of the steps left out, which take as long as their like."""
-            marks = [_now(runtime)]
-            synthesiser.batch(
-                labels,
-                generator=generator_for(config.seed, "budget"),
-                compete=compete,
-                on_step=lambda *_: marks.append(_now(runtime)),
-            )
-            taken = _now(runtime) - marks[0]
-            images, pixels = marks[1 : made + 1], marks[made:]
-            return taken, left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
+    def timed(*, compete: bool) -> float:
+        """Seconds of a batch, as if the steps left out had taken as long as those like them."""
+        marks = [_now(runtime)]
+        job.synthesiser.batch(
+            labels,
+            generator=generator_for(config.seed, "budget"),
+            compete=compete,
+            on_step=lambda *_: marks.append(_now(runtime)),
+        )
+        taken = _now(runtime) - marks[0]
+        images, pixels = marks[1 : made + 1], marks[made:]
+        return taken + left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
 
+    with job.synthesiser.rehearsal(short):
         for compete in (False, True):
-            compiling, _ = timed(compete=compete)
-            taken, rest = timed(compete=compete)
-            start += max(0.0, compiling - taken)
-            batches.append(taken + rest)
-    return start, batches[0], batches[1]
+            timed(compete=compete)  # compiles
+        return timed(compete=False), timed(compete=True)
 
 
 def _mean_gap(marks: Sequence[float]) -> float:

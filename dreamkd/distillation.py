@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_synthetic, read_labelled
 from dreamkd.files import require_room
 from dreamkd.images import IMAGES
+from dreamkd.job import Job
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
-from dreamkd.preparation import coarsest, prepare, settled, try_out
-from dreamkd.recipes import RECIPES, Job, on_noise
+from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
+from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runs import Run, default_folder, open_run, requested_settings
 from dreamkd.softlabels import Recorder, Stored
 
@@ -109,46 +109,36 @@ def distill(
         wanted |= {f"teacher_{name}": getattr(teacher.card, name) for name in softlabels.CARD}
         inputs["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
     inputs["student_sha256"] = student.sha256()
-    plan = partial(
-        fit,
-        given=config,
-        teacher=teacher,
-        student=student,
-        prior=prior,
-        began=began,
-        on_event=on_event,
-    )
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
+        on_event = run.listener(on_event)
 
         def check(config: DistillConfig) -> None:
             needed = _room(config, student, run)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
+        given, planning = config, bool(config.budget_minutes) and run.resolved is None
         config, runtime = prepare(
             run,
-            config,
+            given,
             teacher=teacher,
             prior=prior,
             image_steps=_image_steps,
             inputs=inputs,
-            check=check,
-            plan=plan if config.budget_minutes else None,
+            check=None if planning else check,
         )
-        on_event = run.listener(on_event)
-        on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
         common: dict[str, Any] = {
             "run": run,
-            "config": config,
             "runtime": runtime,
             "teacher": teacher,
             "on_event": on_event,
             "should_stop": should_stop,
         }
         again = student.copy() if _wants_baseline(config, teacher) else None
-        job = Job(
+        with Job(
             name="student",
+            config=config,
             student=student,
             prior=prior,
             given=data and data.examples,
@@ -156,18 +146,22 @@ def distill(
             recorder=Recorder(folder) if config.store_labels else None,
             stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
             **common,
-        )
-        examples = RECIPES[config.recipe](job)
-        with runtime.active():
+        ) as job:
+            if planning:
+                config = fit(job, given=given, began=began)
+                check(config)
+                job.resize(config)
+            keep(run, given, config, teacher=teacher, inputs=inputs)
+            on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
+            examples = RECIPES[config.recipe](job)
             student = job.training.result(examples)
         synthetic = data is None or is_synthetic(str(config.data))
         data_free = synthetic and student.card.data_free
         saved = _save(job, student, data_free=data_free)
         baseline = None
         if again is not None:
-            other = Job(name="noise", student=again, **common)
-            noise = on_noise(other, count=len(examples.images))
-            with runtime.active():
+            with Job(name="noise", config=config, student=again, **common) as other:
+                noise = on_noise(other, count=len(examples.images))
                 baseline = other.training.result(noise)
         with runtime.active():
             count = len(examples.images)

@@ -30,7 +30,7 @@ from dreamkd.images import IMAGES
 from dreamkd.labels import count_images, label_range, parse_classes, parse_weights, plan_batches
 from dreamkd.models import Card
 from dreamkd.partners import Partners
-from dreamkd.preparation import coarsest, prepare, settled, try_out
+from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import default_folder, open_run, requested_settings
 from dreamkd.sequence import carry, outstanding
@@ -84,21 +84,23 @@ def invert(
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run, ExitStack() as stack:
+        on_event = run.listener(on_event)
 
         def check(config: InvertConfig) -> None:
             needed = _room(config, teacher.card, wanted=layout.count - run.images)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
+        given, inputs = config, partners.sha256()
         config, runtime = prepare(
             run,
-            config,
+            given,
             teacher=teacher,
             prior=partners.prior,
             image_steps=lambda c: layout.count * steps_per_batch(c),
-            inputs=partners.sha256(),
+            inputs=inputs,
             check=check,
         )
-        on_event = run.listener(on_event)
+        keep(run, given, config, teacher=teacher, inputs=inputs)
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
         names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
         files = FORMATS[config.format](folder, names)

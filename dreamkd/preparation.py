@@ -27,35 +27,33 @@ def prepare(
     prior: Classifier | None = None,
     image_steps: Callable[[Config], int],
     inputs: Mapping[str, Any],
-    check: Callable[[Config], None],
-    plan: Callable[[Config, Runtime], Config] | None = None,
+    check: Callable[[Config], None] | None,
 ) -> tuple[Config, Runtime]:
-    """The settings with every `auto` decided: taken from the run if it exists, else made and kept.
+    """The settings with every `auto` decided: those of the run if it exists, else new ones.
 
     Args:
         prior: the network whose statistics are matched, if not the teacher.
         image_steps: images times steps of the whole job, by the settled settings.
         inputs: hashes of what else the outcome depends on, such as data that are read.
-        check: of the settled settings, before anything is measured or kept; may raise.
-        plan: the decided settings, with what follows from how fast this machine is.
+        check: of the settled settings, before anything is measured; may raise.
 
     Raises:
         RunError: the folder holds a different run.
         ConfigError: this machine cannot compute as asked.
     """
-    identity = {"teacher_sha256": teacher.sha256(), "versions": versions(), **inputs}
     requested = requested_settings(config)
     if run.resume(requested):
-        for name, value in identity.items():
+        for name, value in _identity(teacher, inputs).items():
             run.require(name, value)
         assert run.resolved is not None
         decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
         config = merge(type(config), {**_all(config), **decided})
-        check(config)
+        if check is not None:
+            check(config)
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
     config = replace(settled(config, teacher), **runtime.settings())
-    if plan is None:  # else its size is not known yet
+    if check is not None:
         check(config)
     with runtime.active():
         config = _measured(config, teacher, runtime=runtime, prior=prior)
@@ -63,21 +61,33 @@ def prepare(
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
             earns = worth_compiling(calls, image_steps=image_steps(config))
             config = replace(config, compile="on" if earns else "off")
-        if plan is not None:
-            config = plan(config, runtime)
-            check(config)
+    return config, runtime
+
+
+def keep(
+    run: Run, given: Config, decided: Config, *, teacher: Classifier, inputs: Mapping[str, Any]
+) -> None:
+    """Make the folder a run, unless it is one: what was given and what was decided, once.
+
+    Args: inputs: as `prepare` was given them.
+    """
+    if run.resolved is not None:
+        return
     outside = {f.name for base in (OutputConfig, LimitConfig) for f in fields(base)} | {"out"}
-    kept = {k: v for k, v in _all(config).items() if k not in outside}
     run.settle(
         {
-            "command": type(config).__name__.removesuffix("Config").lower(),
-            "requested": requested,
-            "config": kept,
+            "command": type(decided).__name__.removesuffix("Config").lower(),
+            "requested": requested_settings(given),
+            "config": {k: v for k, v in _all(decided).items() if k not in outside},
             "teacher": _facts(teacher),
-            **identity,
+            **_identity(teacher, inputs),
         }
     )
-    return config, runtime
+
+
+def _identity(teacher: Classifier, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run depends on beside its settings."""
+    return {"teacher_sha256": teacher.sha256(), "versions": versions(), **inputs}
 
 
 def settled(config: Config, teacher: Classifier) -> Config:

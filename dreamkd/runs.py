@@ -153,11 +153,12 @@ class Run:
         return _read_json(self.folder / "result.json")
 
     def listener(self, on_event: OnEvent) -> OnEvent:
-        """`on_event`, with a copy of every event in the folder."""
+        """`on_event`, with a copy of every event in the folder from when it is a run."""
 
         def listen(event: Event) -> None:
-            with suppress(OSError):  # no room for the log is no reason to stop
-                self._log(event)
+            if self.resolved is not None:
+                with suppress(OSError):  # no room for the log is no reason to stop
+                    self._log(event)
             on_event(event)
 
         return listen

@@ -35,5 +35,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return saved.state, json.loads(text)
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, named without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def _sha256(tensors: Mapping[str, Tensor], facts: str) -> str:
     return hashlib.sha256(f"{checkpoint.sha256(tensors)} {facts}".encode()).hexdigest()

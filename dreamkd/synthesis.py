@@ -9,8 +9,8 @@ The hooks and the compiled graphs are set up once and serve every batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
-from dreamkd.batch import Batch
+from dreamkd.batch import Batch, Best
 from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.course import Course, refining_steps, steps_per_batch
 from dreamkd.engine import LOOK, Runtime, check_finite, to_uint8
@@ -29,6 +29,7 @@ from dreamkd.models import Classifier
 from dreamkd.moments import Average
 from dreamkd.objective import Objective, Rival
 from dreamkd.observation import Observer
+from dreamkd.states import under
 
 Kind = TypeVar("Kind", bound=Images)
 
@@ -131,7 +132,7 @@ class Synthesiser:
                 name=name,
                 total=steps_per_batch(self.config),
                 told=on_step,
-                best=_Best() if self.config.keep == "best" else None,
+                best=Best() if self.config.keep == "best" else None,
             )
             try:
                 return self._batch(attempt, share=0.5**restart)
@@ -215,6 +216,19 @@ class Synthesiser:
         check_finite(finite, where=attempt.place)
         return x
 
+    @contextmanager
+    def rehearsal(self, config: InvertConfig | DistillConfig) -> Iterator[None]:
+        """Batches within the block are forgotten after it, but for what they compiled.
+
+        Args: config: the settings, with the numbers of steps that these batches take.
+        """
+        whole, self.config = self.config, config
+        try:
+            yield
+        finally:
+            self.config = whole
+            self.restore({})
+
     @property
     def sequential(self) -> bool:
         """Whether a batch depends on those before it."""
@@ -228,9 +242,9 @@ class Synthesiser:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` gave; from the beginning if it is empty."""
-        self._images.restore(_under("images.", state))
+        self._images.restore(under("images.", state))
         self._average = Average.restored(
-            _under("average.", state), self._momentum, device=self.runtime.device
+            under("average.", state), self._momentum, device=self.runtime.device
         )
 
     def _parameterised(self, kind: type[Kind], **settings: Any) -> Kind:
@@ -266,7 +280,7 @@ class _Attempt:
     name: str  # in messages
     total: int  # steps in all
     told: OnStep | None
-    best: _Best | None
+    best: Best | None
     done: int = 0
     terms: dict[str, float] = field(default_factory=dict)  # newest seen
 
@@ -274,26 +288,3 @@ class _Attempt:
     def place(self) -> str:
         """Where it has come to, for messages."""
         return f"step {self.done} of {self.total} of {self.name}"
-
-
-class _Best:
-    """The best version of each image so far, by what it has of the loss for itself."""
-
-    images: Tensor
-
-    def __init__(self) -> None:
-        self._scores: Tensor | None = None
-
-    def offer(self, images: Tensor, scores: Tensor) -> None:
-        """Keep those of `images` (B, C, H, W) whose `scores` (B,) are lower than before."""
-        if self._scores is None:
-            self.images, self._scores = images.clone(), scores.clone()
-            return
-        better = scores < self._scores
-        self.images = torch.where(better[:, None, None, None], images, self.images)
-        self._scores = torch.where(better, scores, self._scores)
-
-
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries below `prefix`, without it."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -36,6 +36,7 @@ from dreamkd.examples import Examples
 from dreamkd.losses import Top
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
+from dreamkd.states import under
 
 
 class Training:
@@ -62,6 +63,7 @@ class Training:
             stored: the teacher's outputs of a step, which then does not run.
         """
         self._record, self._stored = record, stored
+        self._recording = record is not None
         self.student, self.teacher = student, teacher
         self.config = config
         self.runtime = runtime
@@ -149,17 +151,16 @@ class Training:
                 if value is not None:  # SGD without momentum keeps a None
                     tensors[f"{moment}.{name}"] = value
         finite = all(bool(t.isfinite().all()) for t in tensors.values())
-        check_finite(
-            {"the student's weights": 0.0 if finite else math.nan}, where=f"step {self.step}"
-        )
+        found = {"the student's weights": 0.0 if finite else math.nan}
+        check_finite(found, where=f"step {self.step}")
         return tensors, {"step": self.step, "seconds": self.seconds}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
-        self._module.load_state_dict(_under("student.", tensors))
+        self._module.load_state_dict(under("student.", tensors))
         if self._average is not None:
-            self._average.load_state_dict(_under("average.", tensors))
-        moments = {moment: _under(f"{moment}.", tensors) for moment in _MOMENTS}
+            self._average.load_state_dict(under("average.", tensors))
+        moments = {moment: under(f"{moment}.", tensors) for moment in _MOMENTS}
         for name, parameter in self._module.named_parameters():
             for moment, values in moments.items():
                 if name in values:
@@ -178,6 +179,16 @@ class Training:
             self._average.load_state_dict(self._start)
         self._optimizer.state.clear()
         self.step, self.seconds = 0, 0.0
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Steps within the block are forgotten after it, but for what they compiled."""
+        record, self._record = self._record, None
+        try:
+            yield
+        finally:
+            self._record = record
+            self.restart()
 
     def result(self, examples: Examples) -> Classifier:
         """The student to keep: the average with `ema`, its statistics anew with `bn_recalibration`.
@@ -260,7 +271,7 @@ class Training:
         if known is None:
             target = self._ask(views, inputs)
             loss = losses.distillation(target, logits, temperature=temperature)
-            if self._record is not None:
+            if self._recording:
                 said = losses.top(target, config.store_labels, temperature=temperature)
         else:
             loss = losses.distillation_from_top(known, logits, temperature=temperature)
@@ -281,10 +292,6 @@ class Training:
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)
         return [device] if device.type == "cuda" else []
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 #: What SGD and AdamW remember of each weight.

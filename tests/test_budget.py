@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ from dreamkd.config import DistillConfig, settle
 from dreamkd.distillation import distill
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
+from dreamkd.events import ignore
+from dreamkd.examples import Examples
+from dreamkd.job import Job
 from dreamkd.models import Classifier
+from dreamkd.randomness import generator_for
+from dreamkd.runs import open_run
 from tests.conftest import distill_config
 from tests.test_training import fresh
 
 SIZE = (1, 16, 16)
-PACE = Pace(start=10.0, first=2.0, batch=3.0, step=0.1)
+PACE = Pace(first=2.0, batch=3.0, step=0.1)
 
 
 def settled(**given: object) -> DistillConfig:
@@ -28,8 +35,8 @@ def settled(**given: object) -> DistillConfig:
 
 @pytest.mark.parametrize(
     ("seconds", "rounds"),
-    # 10 to start and 5 first batches of 2 leave 40; a round is a batch of 3 and 10 steps of 0.1.
-    [(60.0, 10), (59.9, 9), (24.0, 1)],
+    # 5 first batches of 2 leave 40; a round is a batch of 3 and 10 steps of 0.1.
+    [(50.0, 10), (49.9, 9), (14.0, 1)],
 )
 def test_as_many_whole_rounds_as_fit(seconds: float, rounds: int) -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
@@ -38,35 +45,83 @@ def test_as_many_whole_rounds_as_fit(seconds: float, rounds: int) -> None:
 
 def test_offline_a_round_is_a_step() -> None:
     config = replace(settled(steps=40), recipe="offline")
-    # (60 - 10) / 0.1
-    assert rounds_and_steps(config, PACE, seconds=60.0)[1] == pytest.approx(500, abs=1)
+    # 50 / 0.1
+    assert rounds_and_steps(config, PACE, seconds=50.0)[1] == pytest.approx(500, abs=1)
 
 
 def test_too_little_time_is_refused_with_what_it_takes() -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
-    with pytest.raises(ConfigError, match=r"--budget-minutes: a first round would end after 0\.4"):
-        rounds_and_steps(config, PACE, seconds=23.9)
+    with pytest.raises(ConfigError, match=r"--budget-minutes: a first round would end after 0\.2"):
+        rounds_and_steps(config, PACE, seconds=13.9)
 
 
 def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
     given = distill_config(first_batches=5, rounds=4, steps=40, warmup="auto")
     for wanted, want in ((given, 5), (replace(given, warmup=2), 2)):
         config = settle(wanted, input_size=SIZE)
-        plan = planned(config, wanted, PACE, input_size=SIZE, seconds=60.0)
+        plan = planned(config, wanted, PACE, input_size=SIZE, seconds=50.0)
         assert (plan.rounds, plan.steps, plan.warmup) == (10, 100, want)
 
 
-def test_timing_leaves_the_networks_as_they_are(digits: Classifier) -> None:
-    student = fresh()
-    before = {name: value.clone() for name, value in student.module.state_dict().items()}
-    config = replace(settled(), r_feature=1.0, image_chunk=20)
-    pace = measure_pace(
-        config, teacher=digits, student=student, prior=None, runtime=Runtime.settle(config)
-    )
-    assert pace.start >= 0
-    assert min(pace.first, pace.batch, pace.step) > 0
-    after = student.module.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+@contextmanager
+def opened(teacher: Classifier, config: DistillConfig, folder: Path) -> Iterator[Job]:
+    """A job of ten-image batches with nothing done."""
+    config = replace(config, r_feature=1.0, refine_r_feature=1.0, image_chunk=20)
+    with (
+        open_run(folder / "run") as run,
+        Job(
+            name="student",
+            run=run,
+            config=config,
+            runtime=Runtime.settle(config),
+            teacher=teacher,
+            student=fresh(),
+            on_event=ignore,
+            should_stop=lambda: False,
+        ) as job,
+    ):
+        yield job
+
+
+@pytest.mark.parametrize("recipe", ["adaptive", "generator"])
+def test_what_is_timed_is_forgotten(digits: Classifier, recipe: str, tmp_path: Path) -> None:
+    """The job then makes the batches and the student that it would have made at once."""
+    config = replace(settled(recipe=recipe, image_steps=3, refine_steps=2), bn_momentum=0.5)
+    examples = Examples(torch.arange(256).byte().repeat(20, 1).view(20, 1, 16, 16), torch.zeros(20))
+
+    def work(job: Job) -> dict[str, torch.Tensor]:
+        made = [
+            job.synthesiser.batch(torch.arange(20) % 10, generator=generator_for(0, "batch", k))
+            for k in range(2)
+        ]
+        job.training.advance(examples, until=3)
+        tensors, facts = job.training.state()
+        assert facts["step"] == 3
+        return tensors | {f"batch {k}": batch.images for k, batch in enumerate(made)}
+
+    with opened(digits, config, tmp_path) as job:
+        want = work(job)
+    with opened(digits, config, tmp_path) as job:
+        pace = measure_pace(job)
+        assert min(pace) > 0
+        got = work(job)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.slow
+def test_what_is_timed_is_not_compiled_again(digits: Classifier, tmp_path: Path) -> None:
+    config = replace(settled(recipe="generator", image_steps=2, refine_steps=1), compile="on")
+    with opened(digits, config, tmp_path) as job:
+        measure_pace(job)
+        job.resize(replace(config, rounds=2, steps=4, warmup=0))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for compete in (False, True):
+                job.synthesiser.batch(
+                    torch.arange(20) % 10, generator=generator_for(0, "batch"), compete=compete
+                )
+            blank = torch.zeros((20, 1, 16, 16), dtype=torch.uint8)
+            job.training.advance(Examples(blank, torch.zeros(20)), until=4)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +133,23 @@ def test_timing_leaves_the_networks_as_they_are(digits: Classifier) -> None:
     ],
 )
 def test_steps_that_are_not_timed_take_as_long_as_those_like_them(
-    digits: Classifier, given: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
+    digits: Classifier,
+    given: dict[str, Any],
+    steps: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By a clock that moves by a second with every step of a batch, and once at its end."""
-    config = replace(settled(**given), refine_r_feature=1.0, r_feature=1.0, image_chunk=20)
     ticks = itertools.count()
     monkeypatch.setattr("dreamkd.budget._now", lambda _: float(next(ticks)))
-    pace = measure_pace(
-        config, teacher=digits, student=fresh(), prior=None, runtime=Runtime.settle(config)
-    )
+    with opened(digits, settled(**given), tmp_path) as job:
+        pace = measure_pace(job)
     assert (pace.first, pace.batch) == (steps + 1, steps + 1)
 
 
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two rounds on a machine of this pace, whatever the pace of the one that runs the test.
-    pace = Pace(start=0.0, first=1.0, batch=10.0, step=0.1)
+    pace = Pace(first=1.0, batch=10.0, step=0.1)
     monkeypatch.setattr("dreamkd.budget.measure_pace", lambda *_, **__: pace)
     config = distill_config(
         out=str(tmp_path / "run"),

@@ -1,0 +1,165 @@
+"""One student on its way: its training, what makes its images, the state by which it resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from dreamkd import timetable
+from dreamkd.config import DistillConfig
+from dreamkd.engine import LOOK, Runtime, enough_memory
+from dreamkd.errors import Stopped
+from dreamkd.events import Note, OnEvent, Progress
+from dreamkd.examples import Examples
+from dreamkd.metrics import measure
+from dreamkd.models import Classifier
+from dreamkd.runs import Run
+from dreamkd.softlabels import Recorder, Stored
+from dreamkd.synthesis import Synthesiser
+from dreamkd.training import Training
+
+#: Seconds between two saved states.
+_SAVE_EVERY = 20.0
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What a recipe works with; compiled once, from `with` to its end."""
+
+    name: str  # of the state file, and of the phase that is reported
+    run: Run
+    config: DistillConfig  # settled
+    runtime: Runtime
+    teacher: Classifier
+    student: Classifier
+    on_event: OnEvent
+    should_stop: Callable[[], bool]
+    prior: Classifier | None = None  # whose statistics are matched, if not the teacher's
+    given: Examples | None = None  # what `offline` trains on
+    measured: Examples | None = None  # what the student is measured on as it learns
+    flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
+    recorder: Recorder | None = None  # of the teacher's outputs
+    stored: Stored | None = None  # the teacher's outputs, if it need not run
+
+    def __post_init__(self) -> None:
+        """Nothing on the networks is touched before `with`."""
+        self.seconds = 0.0  # of synthesis, over all processes
+        self.curve: list[dict[str, float]] = []  # of the student as it learned
+        self._stack = ExitStack()
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.training = self._stack.enter_context(
+            Training(
+                self.student,
+                self.teacher,
+                self.config,
+                runtime=self.runtime,
+                record=self.recorder.add if self.recorder else None,
+                stored=self.stored.at if self.stored else None,
+                on_event=self.on_event,
+            )
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def rival(self) -> Classifier:
+        """The student as images see it: each batch that competes takes over its weights."""
+        return self.student.copy()
+
+    @cached_property
+    def synthesiser(self) -> Synthesiser:
+        """What makes the images, set up when they are first needed."""
+        return self._stack.enter_context(
+            Synthesiser.of(
+                self.teacher,
+                self.config,
+                runtime=self.runtime,
+                prior=self.prior,
+                student=self.rival,
+                on_event=self.on_event,
+            )
+        )
+
+    def resize(self, config: DistillConfig) -> None:
+        """Take other rounds, steps and warm-up, before the first step; nothing else may differ."""
+        self.config = self.training.config = config
+
+    def resume(self) -> None:
+        """Continue from the saved state, if there is one."""
+        saved = self.run.load_state(self.name, on_event=self.on_event)
+        if saved is not None:
+            self.training.restore(*saved)
+            self.seconds = float(saved[1]["synthesis_seconds"])
+            self.curve = saved[1]["curve"]
+
+    def save(self) -> None:
+        """Keep the state."""
+        self.flush()
+        tensors, facts = self.training.state()
+        facts |= {"synthesis_seconds": self.seconds, "curve": self.curve}
+        self.run.save_state(self.name, tensors, facts)
+        self._saved_at = time.monotonic()
+
+    def restart(self) -> None:
+        """Back to the student's step 0."""
+        self.training.restart()
+        self.curve = []
+
+    def look(self, examples: Examples) -> None:
+        """Measure the student of this step, which learned from `examples`, if that is due.
+
+        Raises: Stopped: when asked; the same command begins with this measurement.
+        """
+        step = self.training.step
+        if self.measured is None or step not in self._looks:
+            return
+        if any(point["step"] == step for point in self.curve):
+            return
+        found = measure(
+            self.training.result(examples), *self.measured, on_batch=self._stop_if_asked
+        )
+        self.training.student.module.train()
+        self.curve.append(self.point(found.top1, images=len(examples.images)))
+        self.on_event(Note(f"step {step}: {found.top1:.2f} % top-1"))
+
+    @cached_property
+    def _looks(self) -> set[int]:
+        return timetable.looks(self.config)
+
+    def point(self, top1: float, *, images: int) -> dict[str, float]:
+        """One point of the curve, at the student's step; seconds of synthesis and training."""
+        seconds = self.seconds + self.training.seconds
+        return {"step": self.training.step, "images": images, "top1": top1, "seconds": seconds}
+
+    def train(self, examples: Examples, *, until: int) -> None:
+        """Advance the student to step `until`, saving now and then and when asked to stop."""
+
+        def on_step(step: int, terms: dict[str, float]) -> None:
+            if step % LOOK == 0 or step == until:
+                total = int(self.config.steps)
+                self.on_event(Progress(self.name, step, total, "steps", terms))
+            self._stop_if_asked()
+            self.look(examples)
+            if step == until or time.monotonic() - self._saved_at > _SAVE_EVERY:
+                self.save()
+
+        if self.training.step < until:
+            self.run.begin()
+        with enough_memory("--batch-size"):
+            if self.training.step <= until:
+                self.look(examples)  # the last run was stopped before or in it
+            self.training.advance(examples, until=until, on_step=on_step)
+
+    def _stop_if_asked(self) -> None:
+        """Raises: Stopped: the state of this step is saved."""
+        if self.should_stop():
+            self.save()
+            raise Stopped("the student's state is saved; the same command continues")
