@@ -135,7 +135,7 @@ def distill(
             "on_event": on_event,
             "should_stop": should_stop,
         }
-        again = student.copy() if _wants_baseline(config, teacher) else None
+        again = student.copy() if _wants_baseline(given, teacher) else None
         with Job(
             name="student",
             config=config,
@@ -211,7 +211,8 @@ def _pixels_sha256(examples: Examples) -> str:
 
 def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
     if config.noise_baseline == "auto":
-        return bool(config.eval_data) and max(teacher.card.input_size[1:]) <= _CHEAP
+        cheap = max(teacher.card.input_size[1:]) <= _CHEAP
+        return bool(config.eval_data) and cheap and not config.budget_minutes
     return config.noise_baseline == "on"
 
 

@@ -159,10 +159,13 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         warmup="auto",
         first_batches=1,
         recipe="generator",
+        eval_data="sklearn:digits",
     )
     notes: list[str] = []
     first = distill(config, on_event=lambda event: notes.append(str(event)))
     assert sum("to write" in note for note in notes) == 1  # of the plan, not of the default
+    assert first.student_top1 is not None
+    assert first.noise_top1 is None  # unasked, it would take time of its own
     resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())
     assert resolved["requested"]["budget_minutes"] == 1
     assert resolved["config"]["steps"] == first.steps > 0

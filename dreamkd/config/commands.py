@@ -315,7 +315,7 @@ class DistillConfig(
         identity=False,
         choices=("auto", "on", "off"),
         help="train the same student on noise for the same steps; auto: with --eval-data, "
-        "for inputs of up to 64 px",
+        "for inputs of up to 64 px, without --budget-minutes",
     )
     first_batches: int | str = option(
         "auto",

@@ -43,8 +43,8 @@ class StudentConfig:
         above=0,
         maximum=10**6,
         help="choose --rounds and --steps, and with them every schedule, so that images and "
-        "student are done after so many minutes on this machine, measurements on --eval-data not "
-        "counted; decided once",
+        "student are done after so many minutes on this machine, measurements on --eval-data and "
+        "the noise baseline not counted; decided once",
     )
     batch_size: int | str = option(
         "auto",
