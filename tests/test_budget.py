@@ -112,6 +112,7 @@ def test_what_is_timed_is_forgotten(digits: Classifier, recipe: str, tmp_path: P
 @pytest.mark.slow
 def test_what_is_timed_is_not_compiled_again(digits: Classifier, tmp_path: Path) -> None:
     config = replace(settled(recipe="generator", image_steps=2, refine_steps=1), compile="on")
+    torch._dynamo.reset()  # else graphs of another test may serve
     with opened(digits, config, tmp_path) as job:
         measure_pace(job)
         job.resize(replace(config, rounds=2, steps=4, warmup=0))

@@ -56,6 +56,7 @@ def synthesise(
 def test_the_compiled_image_step_is_one_graph_with_the_same_numbers(
     digits: Classifier, given: dict[str, Any], rel: float, levels: float
 ) -> None:
+    torch._dynamo.reset()  # else a graph of another test may serve
     torch._dynamo.utils.counters.clear()
     events: list[Event] = []
     eager = synthesise(digits, events, compiled=False, **given)
@@ -82,6 +83,7 @@ def train(teacher: Classifier, events: list[Event], *, compile_: str) -> list[fl
 
 @pytest.mark.slow
 def test_the_compiled_student_step_is_one_graph_with_the_same_numbers(digits: Classifier) -> None:
+    torch._dynamo.reset()  # else a graph of another test may serve
     torch._dynamo.utils.counters.clear()
     events: list[Event] = []
     eager = train(digits, events, compile_="off")
