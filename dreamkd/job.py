@@ -140,7 +140,12 @@ class Job:
         return {"step": self.training.step, "images": images, "top1": top1, "seconds": seconds}
 
     def train(self, examples: Examples, *, until: int) -> None:
-        """Advance the student to step `until`, saving now and then and when asked to stop."""
+        """Advance the student to step `until`, saving now and then and when asked to stop.
+
+        Raises:
+            Stopped: when asked; the state of the last step is saved.
+            DivergedError: the loss or a weight became NaN or infinite.
+        """
 
         def on_step(step: int, terms: dict[str, float]) -> None:
             if step % LOOK == 0 or step == until:

@@ -35,7 +35,8 @@ def prepare(
         prior: the network whose statistics are matched, if not the teacher.
         image_steps: images times steps of the whole job, by the settled settings.
         inputs: hashes of what else the outcome depends on, such as data that are read.
-        check: of the settled settings, before anything is measured; may raise.
+        check: of the settled settings, before anything is measured; may raise. None where their
+            size is not known yet.
 
     Raises:
         RunError: the folder holds a different run.
@@ -70,6 +71,7 @@ def keep(
     """Make the folder a run, unless it is one: what was given and what was decided, once.
 
     Args: inputs: as `prepare` was given them.
+    Raises: RunError: the folder cannot be written.
     """
     if run.resolved is not None:
         return

@@ -65,7 +65,7 @@ def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
 
 @contextmanager
 def opened(teacher: Classifier, config: DistillConfig, folder: Path) -> Iterator[Job]:
-    """A job of ten-image batches with nothing done."""
+    """A job with nothing done, whose batches are of twenty images."""
     config = replace(config, r_feature=1.0, refine_r_feature=1.0, image_chunk=20)
     with (
         open_run(folder / "run") as run,
