@@ -40,15 +40,24 @@ class Bank:
     """
 
     def __init__(
-        self, run: Run, *, files: Format | None = None, on_event: OnEvent = ignore
+        self,
+        run: Run,
+        *,
+        files: Format | None = None,
+        page: bool = True,
+        on_event: OnEvent = ignore,
     ) -> None:
-        """`files`: the format of the batches; None for shards.
+        """Open it; nothing is read but the manifest.
 
+        Args:
+            files: the format of the batches; None for shards.
+            page: whether `add` renews the contact sheet; not where others add to the same run.
         Raises: RunError: the folder of the batches cannot be made.
         """
         self._run = run
         self._files = files or FORMATS["shards"](run.folder, ())
         self._files.prepare()
+        self._page = page
         self._on_event = on_event
         # Of a line no more stays in memory than this, so that a run of days does not grow.
         self._hashes: dict[int, int] = {}
@@ -131,12 +140,19 @@ class Bank:
         last = {line["batch"]: line for line in self._run.lines}
         return [last[k] for k in sorted(last)]
 
-    def write_contact_sheet(self) -> None:
-        """Put the first images on one page, sorted by class: `contact-sheet.png`.
+    def complete(self) -> None:
+        """Once all batches are there, bring the manifest and the page to what any run ends with.
 
-        While lost batches are made again, the page is incomplete. `add` renews it.
+        The manifest lists each batch once, in order, whoever made it and when. The page,
+        `contact-sheet.png`, shows the first images sorted by class; while `add` renews it, batches
+        that are lost, or made by others, are missing on it.
+
+        Raises: RunError: one of them cannot be written.
         """
-        self.flush()
+        lines = self.lines
+        self._run.keep_lines(lines)
+        for line in lines:
+            self._remember(line)
         self._write_contact_sheet()
 
     def _intact(self, k: int, shard: Shard) -> bool:
@@ -167,7 +183,8 @@ class Bank:
         if self._hashes.get(k) != _hash(entry):  # another PNG encoder's: the last line counts
             self._run.add_line(entry)
             self._remember(entry)
-        if k in self._counts and sum(n for j, n in self._counts.items() if j < k) < _SHEET_IMAGES:
+        before = sum(n for j, n in self._counts.items() if j < k)
+        if self._page and k in self._counts and before < _SHEET_IMAGES:
             self._write_contact_sheet()
 
     def _write_contact_sheet(self) -> None:

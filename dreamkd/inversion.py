@@ -9,31 +9,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
-from dreamkd import models, samples
+from dreamkd import models
 from dreamkd.bank import Bank
 from dreamkd.batch import Batch
 from dreamkd.config import InvertConfig
 from dreamkd.course import steps_per_batch
+from dreamkd.distributed import Workers
 from dreamkd.engine import LOOK, Runtime, enough_memory, time_limit
-from dreamkd.errors import ConfigError, Stopped
-from dreamkd.events import Finished, Note, OnEvent, Progress, ignore
+from dreamkd.errors import ConfigError, RunError, Stopped
+from dreamkd.events import Event, Finished, Hint, Note, OnEvent, Progress, ignore
 from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
-from dreamkd.images import IMAGES
-from dreamkd.labels import count_images, label_range, parse_classes, parse_weights, plan_batches
-from dreamkd.models import Card
+from dreamkd.layout import Layout
+from dreamkd.models import Classifier
 from dreamkd.partners import Partners
-from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
+from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
 from dreamkd.randomness import generator_for
-from dreamkd.runs import default_folder, open_run, requested_settings
-from dreamkd.sequence import carry, outstanding
+from dreamkd.runs import Run, default_folder, open_run, requested_settings
+from dreamkd.sequence import carry, outstanding, sequential
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +70,45 @@ def invert(
         Stopped: `should_stop` said so; the same call goes on.
     """
     should_stop = time_limit(should_stop, minutes=config.max_minutes)
+    workers = Workers.of_environment()
+    with workers.joined():
+        if workers.leads:
+            return _lead(config, workers, on_event=on_event, should_stop=should_stop)
+        return _follow(workers, on_event=on_event, should_stop=should_stop)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the leader decided: all that a worker needs to make its share."""
+
+    config: InvertConfig  # every `auto` decided
+    folder: Path
+    plan: list[tuple[int, int]]  # images [start, stop) of every batch
+    held: list[bool]  # of every batch, whether it is there
+
+
+def _lead(
+    config: InvertConfig, workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bool]
+) -> Inversion:
+    """Decide what the run is, make a share of its batches, and end it."""
     began = time.perf_counter()
     teacher = models.load(config.model, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
     partners = Partners.load(config, teacher, on_event=on_event)
-    layout = _Layout.of(config, teacher.card)
+    layout = Layout.of(config, teacher.card)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
     decided = settled(config, teacher)
-    _deal(layout.count, decided)
+    _refuse_to_share(decided, workers)
+    layout.batches(decided)
     try_out(teacher, factor=coarsest(decided))
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
-    with open_run(folder) as run, ExitStack() as stack:
+    with open_run(folder) as run:
         on_event = run.listener(on_event)
 
         def check(config: InvertConfig) -> None:
-            needed = _room(config, teacher.card, wanted=layout.count - run.images)
+            needed = layout.room(config, teacher.card, made=run.images)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
         given, inputs = config, partners.sha256()
@@ -102,81 +123,119 @@ def invert(
         )
         keep(run, given, config, teacher=teacher, inputs=inputs)
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
-        names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
-        files = FORMATS[config.format](folder, names)
-        bank = stack.enter_context(Bank(run, files=files, on_event=on_event))
-        plan = _deal(layout.count, config, made=bank.lines)
-        held = bank.held(range(len(plan)))
-        # What a sequential run carries past its last batch is part of its end too.
-        if run.result is None or not all(held):
-            run.begin()
-            stack.enter_context(partners.verifiers.on(runtime.device))
-            synthesiser = stack.enter_context(
-                partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event)
-            )
-            missing = outstanding(run, synthesiser, held, on_event=on_event)
-            pace = _Pace(on_event, should_stop, batches=len(missing))
-            for k in missing:
-                start, stop = plan[k]
-                with enough_memory("--image-chunk"):
-                    batch = synthesiser.batch(
-                        layout.labels(start, stop),
-                        generator=generator_for(config.seed, "batch", k),
-                        name=f"batch {k}",
-                        on_step=pace.on_step,
-                    )
-                predictions = partners.verifiers.predictions(batch.images)
-                bank.add(
-                    k,
-                    batch.images,
-                    batch.labels,
-                    start=start,
-                    facts=batch.facts(
-                        class_names=teacher.card.class_names, predictions=predictions
-                    ),
-                    line=batch.summary(predictions=predictions),
-                )
-                carry(run, bank, synthesiser, following=k + 1)
-                pace.on_batch(batch, predictions)
-        bank.write_contact_sheet()
-        result = _result(bank, folder, time.perf_counter() - began)
+        if workers.world > 1:
+            on_event(Note(f"{workers.world} workers; progress is that of the first one's share"))
+        with _bank(run, config, teacher, on_event=on_event) as bank:
+            plan = layout.batches(config, made=bank.lines)
+            job = _Job(config, folder, plan, bank.held(range(len(plan))))
+            # What a sequential run carries past its last batch is part of its end too.
+            finished = run.result is not None and all(job.held)
+            if not workers.told(finished):
+                run.begin()
+                workers.told(job)
+                with workers.together():
+                    _make(job, run, bank, teacher, partners, workers, on_event, should_stop)
+            bank.complete()
+            result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
         on_event(Finished("invert", result.seconds))
-    return result
+    return workers.told(result)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """Which class each image shows."""
-
-    classes: list[int]
-    weights: list[float]
-    count: int  # images in all
-    seed: int
-
-    @classmethod
-    def of(cls, config: InvertConfig, card: Card) -> Self:
-        """Raises: ConfigError: no such class, or no image at all."""
-        names: dict[str, Any] = {
-            "num_classes": card.num_classes,
-            "class_names": card.class_names,
-        }
-        classes = parse_classes(config.classes, **names)
-        weights = parse_weights(config.class_weights, classes, **names)
-        count = count_images(weights, config.per_class)
-        if count == 0:
-            raise ConfigError("--class-weights and --per-class leave no image to make")
-        return cls(classes=classes, weights=weights, count=count, seed=config.seed)
-
-    def labels(self, start: int, stop: int) -> Tensor:
-        """Labels of images start..stop-1, int64."""
-        return label_range(self.classes, start, stop, seed=self.seed, weights=self.weights)
+def _follow(workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bool]) -> Inversion:
+    """Make a share of the batches that the leader tells of."""
+    finished: bool = workers.told()
+    if not finished:
+        job: _Job = workers.told()
+        config = job.config
+        with workers.together():
+            run = Run(job.folder)
+            if run.resolved is None:
+                raise RunError(f"{job.folder} holds no run here; all workers need the same folder")
+            teacher = models.load(config.model, **config.load_arguments())
+            partners = Partners.load(config, teacher, on_event=ignore)
+            require_same(run, teacher, partners.sha256())
+            on_event = _hints_only(run.listener(on_event), worker=workers.rank)
+            with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
+                _make(job, run, bank, teacher, partners, workers, on_event, should_stop)
+    return workers.told()
 
 
-def _room(config: InvertConfig, card: Card, *, wanted: int) -> int:
-    """Bytes that the run still writes, at most: images, and twice what a generator carries."""
-    carried = IMAGES[config.images].carried(card.input_size)
-    return samples.room(max(0, wanted), card.input_size) + 2 * carried
+def _hints_only(on_event: OnEvent, *, worker: int) -> OnEvent:
+    """What a worker has to say beside the leader."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Hint):
+            on_event(Hint(f"worker {worker}: {event.text}"))
+
+    return listen
+
+
+def _make(
+    job: _Job,
+    run: Run,
+    bank: Bank,
+    teacher: Classifier,
+    partners: Partners,
+    workers: Workers,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Make this worker's share of the batches that are missing.
+
+    Raises: Stopped.
+    """
+    config = replace(job.config, device=workers.device(job.config.device))
+    runtime, layout = Runtime.settle(config), Layout.of(config, teacher.card)
+    with (
+        partners.verifiers.on(runtime.device),
+        partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
+    ):
+        missing = workers.share(outstanding(run, synthesiser, job.held, on_event=on_event))
+        pace = _Pace(on_event, should_stop, batches=len(missing))
+        for k in missing:
+            start, stop = job.plan[k]
+            with enough_memory("--image-chunk"):
+                batch = synthesiser.batch(
+                    layout.labels(start, stop),
+                    generator=generator_for(config.seed, "batch", k),
+                    name=f"batch {k}",
+                    on_step=pace.on_step,
+                )
+            predictions = partners.verifiers.predictions(batch.images)
+            bank.add(
+                k,
+                batch.images,
+                batch.labels,
+                start=start,
+                facts=batch.facts(class_names=teacher.card.class_names, predictions=predictions),
+                line=batch.summary(predictions=predictions),
+            )
+            carry(run, bank, synthesiser, following=k + 1)
+            pace.on_batch(batch, predictions)
+        bank.flush()
+
+
+def _bank(
+    run: Run, config: InvertConfig, teacher: Classifier, *, page: bool = True, on_event: OnEvent
+) -> Bank:
+    """Where the batches go, in the format that was asked for."""
+    names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
+    files = FORMATS[config.format](run.folder, names)
+    return Bank(run, files=files, page=page, on_event=on_event)
+
+
+def _refuse_to_share(config: InvertConfig, workers: Workers) -> None:
+    """Raises: ConfigError: several processes cannot make these batches."""
+    if workers.world == 1:
+        return
+    if sequential(config):
+        raise ConfigError(
+            "every batch depends on those before it (--images generator, --bn-momentum): "
+            f"{workers.world} workers cannot share them, so run one process"
+        )
+    if config.device not in ("auto", "cpu", "cuda", "cuda:0"):
+        raise ConfigError(f"--device {config.device}: each worker takes its own; leave it out")
 
 
 class _Pace:
@@ -213,23 +272,6 @@ class _Pace:
             hits = int((top1 == batch.labels).sum())
             key = f"{name} %"
             self._hits[key] = self._hits.get(key, 0) + hits
-
-
-def _deal(
-    count: int, config: InvertConfig, *, made: Sequence[Mapping[str, Any]] = ()
-) -> list[tuple[int, int]]:
-    """Batches [start, stop) of images 0..count-1; those already made stay as they are.
-
-    Raises: ConfigError: a batch would hold a single image.
-    """
-    ranges = [(line["start"], line["start"] + line["count"]) for line in made]
-    plan = plan_batches(count, int(config.image_batch_size), made=ranges)
-    if any(stop - start < 2 for start, stop in plan):
-        raise ConfigError(
-            "a batch of a single image has no statistics: choose another --per-class or "
-            "--image-batch-size"
-        )
-    return plan
 
 
 def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:

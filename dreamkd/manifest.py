@@ -6,16 +6,17 @@ run trusts follows from its manifest.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from dreamkd.errors import DataError, RunError
-from dreamkd.files import sync_folder
+from dreamkd.files import sync_folder, write_atomically
 
 _TAIL = 4096
 
@@ -49,11 +50,14 @@ class Shard:
 def append(path: Path, line: Mapping[str, Any]) -> None:
     """Append one line, durably; what it describes is already in place.
 
+    Several processes may: each has the file to itself meanwhile.
+
     Raises: RunError: it cannot be written.
     """
-    data = (json.dumps(line, sort_keys=True, allow_nan=False) + "\n").encode()
+    data = _dump(line)
     try:
-        with open(path, "r+b" if path.exists() else "w+b") as file:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(_end(file))  # over a line torn by a crash
             file.write(data)
             file.truncate()
@@ -62,6 +66,14 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole manifest, atomically; nobody appends meanwhile.
+
+    Raises: RunError: it cannot be written; the old one is intact.
+    """
+    write_atomically(path, b"".join(map(_dump, lines)))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -106,6 +118,10 @@ def numbered(listed: Mapping[str, Shard], names: re.Pattern[str]) -> list[tuple[
             raise DataError(f"the manifest lists {name!r} beside the batches of a run")
         found.append((int(match[1]), shard))
     return sorted(found, key=lambda pair: pair[0])
+
+
+def _dump(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _complete(path: Path) -> bytes:

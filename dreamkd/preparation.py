@@ -44,8 +44,7 @@ def prepare(
     """
     requested = requested_settings(config)
     if run.resume(requested):
-        for name, value in _identity(teacher, inputs).items():
-            run.require(name, value)
+        require_same(run, teacher, inputs)
         assert run.resolved is not None
         decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
         config = merge(type(config), {**_all(config), **decided})
@@ -85,6 +84,16 @@ def keep(
             **_identity(teacher, inputs),
         }
     )
+
+
+def require_same(run: Run, teacher: Classifier, inputs: Mapping[str, Any]) -> None:
+    """Check that what a run depends on beside its settings is what it was.
+
+    Args: inputs: as `prepare` was given them.
+    Raises: RunError: it is not.
+    """
+    for name, value in _identity(teacher, inputs).items():
+        run.require(name, value)
 
 
 def _identity(teacher: Classifier, inputs: Mapping[str, Any]) -> dict[str, Any]:

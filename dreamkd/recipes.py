@@ -84,7 +84,7 @@ def adaptive(job: Job) -> Examples:
             else:
                 made, _ = bank.read(k)
             everything.images[here] = made
-        bank.write_contact_sheet()
+        bank.complete()
         job.train(everything, until=int(config.steps))
     return everything
 

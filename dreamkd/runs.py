@@ -16,7 +16,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -115,6 +115,11 @@ class Run:
     def add_line(self, line: Mapping[str, Any]) -> None:
         """Append one line to the manifest, durably; the shard it names is already in place."""
         manifest.append(self.folder / "manifest.jsonl", line)
+
+    def keep_lines(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Make the manifest these lines and no other."""
+        if lines != self.lines:
+            manifest.write(self.folder / "manifest.jsonl", lines)
 
     def save_state(
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]

@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dreamkd.bank import Bank
+from dreamkd.config import ImageConfig
+from dreamkd.config.options import AUTO
 from dreamkd.events import Hint, OnEvent
+from dreamkd.images import IMAGES
 from dreamkd.runs import Run
 from dreamkd.synthesis import Synthesiser
 
 _STATE = "images"
+
+
+def sequential(config: ImageConfig) -> bool:
+    """Whether a batch depends on those before it, by settled settings."""
+    return IMAGES[config.images].sequential or config.bn_momentum not in (AUTO, 0)
 
 
 def outstanding(
@@ -26,7 +34,7 @@ def outstanding(
 
     Args: held: of every batch, whether it is there and intact.
     """
-    if not synthesiser.sequential:
+    if not sequential(synthesiser.config):
         return [k for k, there in enumerate(held) if not there]
     saved = run.load_state(_STATE, on_event=on_event)
     following = 0 if saved is None else int(saved[1]["next"])
@@ -39,6 +47,6 @@ def outstanding(
 
 def carry(run: Run, bank: Bank, synthesiser: Synthesiser, *, following: int) -> None:
     """Keep what goes on to batch `following`, once every batch before it is durable."""
-    if synthesiser.sequential:
+    if sequential(synthesiser.config):
         bank.flush()
         run.save_state(_STATE, synthesiser.state(), {"next": following})

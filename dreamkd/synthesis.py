@@ -229,13 +229,8 @@ class Synthesiser:
             self.config = whole
             self.restore({})
 
-    @property
-    def sequential(self) -> bool:
-        """Whether a batch depends on those before it."""
-        return self._images.sequential or self._momentum > 0
-
     def state(self) -> dict[str, Tensor]:
-        """What is carried to the next batch; empty unless `sequential`."""
+        """What is carried to the next batch; empty if nothing is."""
         tensors = {f"images.{name}": value for name, value in self._images.state().items()}
         average = self._average.state() if self._average is not None else {}
         return tensors | {f"average.{name}": value for name, value in average.items()}

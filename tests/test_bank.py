@@ -109,7 +109,7 @@ NEXT: dict[str, Callable[[Bank], object]] = {
     "read": lambda bank: bank.read(0),
     "held": lambda bank: bank.held([0]),
     "lines": lambda bank: bank.lines,
-    "page": lambda bank: bank.write_contact_sheet(),
+    "page": lambda bank: bank.complete(),
     "leaving": lambda bank: bank.__exit__(None, None, None),
 }
 
@@ -171,7 +171,7 @@ def test_the_page_skips_damaged_batches(run: Run) -> None:
         bank.flush()
         path = run.folder / "shards" / "shard-000000.tar"
         path.write_bytes(path.read_bytes()[:700])
-        bank.write_contact_sheet()
+        bank.complete()
     with Image.open(run.folder / "contact-sheet.png") as page:
         shown = [page.getpixel((66 * i, 0)) for i in range(3)]
     assert shown == [(50, 50, 50), (50, 50, 50), (255, 255, 255)]

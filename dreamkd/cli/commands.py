@@ -21,7 +21,8 @@ from dreamkd.cli.display import display
 from dreamkd.cli.options import ordered
 from dreamkd.cli.streams import document, write_result
 from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfig
-from dreamkd.errors import DreamkdError
+from dreamkd.distributed import Workers
+from dreamkd.errors import ConfigError, DreamkdError
 from dreamkd.events import Hint, Note, OnEvent
 
 if TYPE_CHECKING:
@@ -45,13 +46,17 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
 
     Raises: DreamkdError: what the workflow raises, or what its result amounts to.
     """
-    with _silent(config.quiet), display(quiet=config.quiet) as on_event:
+    workers = Workers.of_environment()
+    if workers.world > 1 and command not in _SHARED:
+        raise ConfigError(f"{command} is the work of one process: run it without torchrun")
+    with _silent(config.quiet), display(quiet=config.quiet, live=workers.leads) as on_event:
         _require_usable_cache(on_event)
-        if config.verbose:
+        if config.verbose and workers.leads:
             for field in ordered(type(config)):
                 on_event(Note(f"{field.name} = {getattr(config, field.name)}"))
         answer = RUN[command](config, on_event=on_event, should_stop=should_stop)
-    write_result(document(answer.document) if config.json else tables.text(*answer.tables))
+    if workers.leads:
+        write_result(document(answer.document) if config.json else tables.text(*answer.tables))
     if answer.error is not None:
         raise answer.error
 
@@ -152,6 +157,9 @@ def _require_usable_cache(on_event: OnEvent) -> None:
         del os.environ["TORCHINDUCTOR_CACHE_DIR"]
         on_event(Hint(f"TORCHINDUCTOR_CACHE_DIR {folder} cannot be written; the default is used"))
 
+
+#: Commands whose work the processes of torchrun share.
+_SHARED = ("invert",)
 
 RUN: dict[str, Callable[..., Answer]] = {
     "inspect": inspect,

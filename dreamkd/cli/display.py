@@ -23,11 +23,14 @@ INTERVAL = 10.0
 
 
 @contextmanager
-def display(*, quiet: bool) -> Iterator[OnEvent]:
-    """The listener that suits stderr, for as long as the block lasts."""
+def display(*, quiet: bool, live: bool = True) -> Iterator[OnEvent]:
+    """The listener that suits stderr, for as long as the block lasts.
+
+    Args: live: whether bars may be drawn there; only one process can.
+    """
     if quiet:
         yield events.ignore
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    elif live and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _new_bars() as bars:
             yield Bars(bars)
     else:

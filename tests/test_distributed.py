@@ -1,0 +1,110 @@
+"""Several processes, as torchrun starts them, and one by itself."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dreamkd.cli import main
+from dreamkd.distributed import Workers
+from dreamkd.errors import Stopped
+from tests.reliability import kills
+
+ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
+MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+QUICK = kills.INVERT.replace("--image-steps 60", "--image-steps 3")
+LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 300")
+
+
+def surroundings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name in (*ENVIRONMENT, *MASTER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_torchrun_says_who_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings(monkeypatch, ENVIRONMENT | MASTER)
+    workers = Workers.of_environment()
+    assert workers == Workers(rank=1, world=3, local_rank=1)
+    assert not workers.leads
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings(monkeypatch, {"WORLD_SIZE": "8", "RANK": "1"})  # some schedulers set these
+    assert Workers.of_environment() == Workers()
+
+
+def test_the_shares_make_up_the_whole() -> None:
+    shares = [Workers(rank=rank, world=3).share(range(8)) for rank in range(3)]
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_every_worker_has_a_gpu_of_its_own() -> None:
+    worker = Workers(rank=5, world=8, local_rank=1)
+    assert [worker.device("cuda:0"), worker.device("cpu")] == ["cuda:1", "cpu"]
+
+
+def test_alone_it_hears_itself_and_stops_by_itself() -> None:
+    alone = Workers()
+    with alone.joined():
+        assert alone.told("what it said") == "what it said"
+        with pytest.raises(Stopped, match="asked"), alone.together():
+            raise Stopped("asked")
+
+
+@pytest.mark.parametrize("command", ["inspect digits_resnet14", "eval digits_resnet14 --data x"])
+def test_what_is_the_work_of_one_process_is_refused_to_several(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    surroundings(monkeypatch, ENVIRONMENT | MASTER)
+    assert main(command.split()) == 2
+    assert "is the work of one process" in capsys.readouterr().err
+
+
+def test_two_workers_end_with_the_files_of_one(tmp_path: Path) -> None:
+    kills.finish(kills.start(QUICK, tmp_path / "one"))
+    process = kills.start(QUICK.replace(" --quiet", " --json"), tmp_path / "two", workers=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode()
+    assert output.count(b'"teacher_top1"') == 1  # the leader speaks for all
+    assert kills.facts(tmp_path / "two") == kills.facts(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["all", "worker", "leader"])
+def test_workers_that_were_ended_continue_to_the_same_end(victim: str, tmp_path: Path) -> None:
+    kills.finish(kills.start(LONG, tmp_path / "one"))
+    folder = tmp_path / "several"
+    launcher = kills.start(LONG, folder, workers=2)
+    while not list(folder.glob("shards/*.tar")):
+        assert launcher.poll() is None
+        time.sleep(0.1)  # other processes: there is nothing to wait on but their files
+    if victim == "all":
+        launcher.send_signal(signal.SIGTERM)
+    else:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[victim == "worker"]), signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert b"the same command continues" in output
+    assert (folder / "result.json").exists() is False
+    kills.finish(kills.start(LONG, folder, workers=3))
+    assert kills.facts(folder) == kills.facts(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("--images generator", "depends on those before it"), ("--bn-momentum 0.5", "one process")],
+)
+def test_batches_that_depend_on_each_other_are_not_shared(
+    options: str, said: str, tmp_path: Path
+) -> None:
+    process = kills.start(f"{kills.INVERT} {options}", tmp_path / "run", workers=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said in output.decode()
+    assert not (tmp_path / "run").exists()
