@@ -114,8 +114,8 @@ the same command continues. The second one ends at once, which costs the work si
 state and nothing else. Commands that keep no state end at the first.
 
 **Several GPUs.** `torchrun --nproc-per-node N --no-python dreamkd invert ...`, on one machine or on
-several that see the same run folder, shares the batches among N processes, each on a GPU of its own;
-the files are those of one process. They stop together, and a stopped run continues with any number.
+several that see the same run folder, shares the batches among N processes, each on a GPU of its
+own; the files are those of one process. They stop together, and any number of them continues.
 Batches that depend on those before them (`--images generator`, `--bn-momentum`) and the other
 commands are the work of one process and refuse more."""
 
