@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -127,18 +127,28 @@ def _round_of(image: int, weights: Sequence[float]) -> int:
 
 
 def plan_batches(
-    count: int, size: int, *, made: Sequence[tuple[int, int]] = ()
+    count: int, size: int, *, made: Mapping[int, tuple[int, int]] | None = None
 ) -> list[tuple[int, int]]:
     """Deal images 0..count-1 into batches [start, stop) of at most `size`, nearly equal.
 
-    Equal, because a small last batch would have statistics of its own. Batches already `made` stay
-    as they are. Each batch depends only on where it starts, so a plan continued is the plan.
+    Equal, because a small last batch would have statistics of its own. Batches already `made`, by
+    number, stay as they are, and those missing between them take the images between them. Each
+    batch depends only on where it starts, so a plan continued is the plan.
     """
-    batches = list(made)
+    batches: list[tuple[int, int]] = []
+    for k, (start, stop) in sorted((made or {}).items()):
+        _deal(batches, until=start, parts=k - len(batches))
+        batches.append((start, stop))
+    remaining = count - (batches[-1][1] if batches else 0)
+    if remaining > 0:
+        _deal(batches, until=count, parts=math.ceil(remaining / size))
+    return batches
+
+
+def _deal(batches: list[tuple[int, int]], *, until: int, parts: int) -> None:
+    """Add so many nearly equal batches, from where the last one stops; the larger ones first."""
     start = batches[-1][1] if batches else 0
-    while start < count:
-        remaining = count - start
-        stop = start + math.ceil(remaining / math.ceil(remaining / size))
+    for left in range(parts, 0, -1):
+        stop = start + math.ceil((until - start) / left)
         batches.append((start, stop))
         start = stop
-    return batches

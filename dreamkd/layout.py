@@ -51,7 +51,7 @@ class Layout:
         Args: made: manifest lines.
         Raises: ConfigError: a batch would hold a single image.
         """
-        ranges = [(line["start"], line["start"] + line["count"]) for line in made]
+        ranges = {line["batch"]: (line["start"], line["start"] + line["count"]) for line in made}
         plan = plan_batches(self.count, int(config.image_batch_size), made=ranges)
         if any(stop - start < 2 for start, stop in plan):
             raise ConfigError(

@@ -15,7 +15,7 @@ from tests.reliability import kills
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
 MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 QUICK = kills.INVERT.replace("--image-steps 60", "--image-steps 3")
-LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 300")
+LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 100")
 
 
 def surroundings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:

@@ -102,6 +102,19 @@ def test_several_lost_shards_are_made_again_at_once(whole: Path, tmp_path: Path)
     assert facts(tmp_path / "run") == facts(whole)
 
 
+def test_batches_missing_before_others_are_made_and_listed_in_order(
+    whole: Path, tmp_path: Path
+) -> None:
+    """As several workers leave a run that is killed."""
+    run(tmp_path / "run")
+    listed = tmp_path / "run" / "manifest.jsonl"
+    listed.write_text(listed.read_text().splitlines(keepends=True)[1])
+    (tmp_path / "run" / "shards" / "shard-000000.tar").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    run(tmp_path / "run")
+    assert facts(tmp_path / "run") == facts(whole)
+
+
 def test_a_kill_before_the_contact_sheet_is_made_up_for(whole: Path, tmp_path: Path) -> None:
     run(tmp_path / "run")
     (tmp_path / "run" / "contact-sheet.png").unlink()

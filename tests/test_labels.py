@@ -1,5 +1,7 @@
 """Which class each image shows, and how images are dealt into batches."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -57,8 +59,19 @@ def test_any_range_is_a_piece_of_the_same_layout() -> None:
 @pytest.mark.parametrize("size", [3, 64, 100, 256])
 def test_a_plan_continued_is_the_plan(count: int, size: int) -> None:
     plan = plan_batches(count, size)
-    for made in range(len(plan)):
-        assert plan_batches(count, size, made=plan[:made]) == plan
+    for number in range(len(plan)):
+        made = dict(enumerate(plan[:number]))
+        assert plan_batches(count, size, made=made) == plan
+
+
+@pytest.mark.parametrize("count", [7, 10, 13, 25])
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_missing_batches_are_those_of_the_plan(count: int, size: int) -> None:
+    """Whichever are there: several workers finish theirs in any order."""
+    plan = plan_batches(count, size)
+    for there in itertools.product([False, True], repeat=len(plan)):
+        made = {k: batch for k, batch in enumerate(plan) if there[k]}
+        assert plan_batches(count, size, made=made) == plan
 
 
 @pytest.mark.parametrize(("count", "size"), [(260, 256), (1, 256), (256, 256), (1000, 64), (7, 3)])
@@ -72,8 +85,9 @@ def test_batches_are_as_equal_as_possible(count: int, size: int) -> None:
 
 
 def test_raising_the_count_keeps_what_is_made() -> None:
-    made = plan_batches(260, 256)
+    short = plan_batches(260, 256)
+    made = dict(enumerate(short))
     longer = plan_batches(600, 256, made=made)
-    assert longer[:2] == made
+    assert longer[:2] == short
     assert longer[2:] == [(260, 430), (430, 600)]
-    assert plan_batches(100, 256, made=made) == made
+    assert plan_batches(100, 256, made=made) == short
