@@ -1,12 +1,14 @@
 """Parameterisations: what they start from, what they reach, what they carry."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from dreamkd.images import IMAGES, Generated, Images, Pixels, Pyramid
 from dreamkd.images.generator import _DoublingConv
-from dreamkd.images.pixels import pink
+from dreamkd.images.pixels import greyed, pink
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -82,6 +84,37 @@ def test_pixels_start_from_the_noise_that_is_asked_for() -> None:
     assert torch.equal(starts["pink"][:, :2], pinked[:, :2])
     # The last channel is divided by 0.3: 0.25 of the pixels' range is 0.25 / 0.3 there.
     torch.testing.assert_close(starts["pink"][:, 2], pinked[:, 2] * 0.25 / 0.3)
+
+
+def test_natural_noise_is_mostly_grey_and_as_strong_as_before() -> None:
+    noise = torch.randn(4000, 3, 8, 8, generator=generator())
+    grey = greyed(noise)
+    channels = grey.movedim(1, 0).flatten(1)
+    spread = channels.std(1)
+    torch.testing.assert_close(spread, torch.ones(3), rtol=0.02, atol=0)
+    # All that the channels do not share is 0.1 of their variance: g - (1 - g) / (C - 1) = 0.85.
+    expected = torch.full((3, 3), 0.85).fill_diagonal_(1)
+    torch.testing.assert_close(torch.corrcoef(channels), expected, rtol=0.02, atol=0)
+    one = noise[:, :1]
+    assert torch.equal(greyed(one), one)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_natural_noise_differs_from_image_to_image(channels: int) -> None:
+    std = 0.2
+    images = Pixels(
+        (channels, 32, 32), mean=[0.5] * channels, std=[std] * channels, clip=False, start="natural"
+    )
+    images.begin(2000, generator())
+    x = images.inputs().detach() * std  # a pixel's range is 1
+    brightness = x.mean((1, 2, 3))
+    assert float(brightness.mean()) == pytest.approx(0, abs=0.01)
+    hue = 0.03 / channels**0.5
+    assert float(brightness.std()) == pytest.approx(math.hypot(0.13, hue), rel=0.08)
+    contrast = x.std((2, 3)).mean(1)
+    low, high = contrast.quantile(0.02), contrast.quantile(0.98)
+    assert float(high / low) == pytest.approx(1.0 / 0.4, rel=0.15)
+    assert float(high) == pytest.approx(std, rel=0.15)
 
 
 def test_a_pyramid_has_a_level_for_each_power_of_two() -> None:

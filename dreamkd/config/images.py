@@ -34,8 +34,9 @@ class ImageConfig:
     start: str = option(
         "auto",
         group=IMAGES,
-        choices=("auto", "white", "pink"),
-        help="noise that pixels start from; pink has the spectrum of photographs, 1 / f",
+        choices=("auto", "white", "pink", "natural"),
+        help="noise that pixels start from; pink has the spectrum of photographs, 1 / f, natural "
+        "noise also their colours, and another brightness and contrast in each image",
     )
     image_steps: int | str = option(
         "auto",

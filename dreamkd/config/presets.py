@@ -22,7 +22,7 @@ SIZES = (32, 64)
 #: preset -> field -> (below 32 px, 32 to 63 px, from 64 px). No weight of R_feature: calibrated.
 PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "fast": {
-        "start": ("white", "pink", "pink"),
+        "start": ("white", "natural", "pink"),
         "image_steps": (100, 200, 600),
         "stages": ((1,), (1,), (2, 1)),
         "image_batch_size": (128, 256, 64),

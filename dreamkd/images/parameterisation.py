@@ -47,7 +47,7 @@ class Images(ABC):
         Args:
             mean: per channel, of images in [0, 1]. std: per channel, > 0.
             clip: keep pixels within the legal range.
-            start: spectrum of the noise that pixels start from; others have a start of their own.
+            start: kind of the noise that pixels start from; others have a start of their own.
             seed: of what is carried from batch to batch, where something is.
         """
         self.size = size

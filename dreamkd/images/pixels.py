@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,15 +13,24 @@ from dreamkd.images.parameterisation import Images
 #: Standard deviation of a photograph's pixels, in [0, 1].
 _CONTRAST = 0.25
 
+#: What differs from one photograph to another, in [0, 1]: standard deviations of its brightness and
+#: of the mean of a colour, and the range of its contrast, in shares of `_CONTRAST`.
+_BRIGHTNESS, _HUE, _CONTRASTS = 0.13, 0.03, (0.4, 1.0)
+
+#: Share of a photograph's variance that its colours have in common.
+_GREY = 0.9
+
 
 class Pixels(Images):
     """The pixels themselves, in normalised units, from Gaussian noise (seed section 2.1).
 
         x ~ N(0, 1),  (B, C, H, W)
 
-    `start` is the spectrum of the noise: `white` as published, or `pink`, whose amplitude falls as
-    1 / f as that of photographs does, so that fewer steps go into removing what no image has. Pink
-    noise deviates by at most a quarter of the pixels' range, again as photographs do.
+    `start` is the kind of noise: `white` as published, or `pink`, whose amplitude falls as 1 / f as
+    that of photographs does, so that fewer steps go into removing what no image has. Pink noise
+    deviates by at most a quarter of the pixels' range, again as photographs do. `natural` noise
+    takes more from them: pink, mostly grey, and of another brightness and contrast in each image,
+    which no term of the loss asks for and which a network has seen.
     """
 
     x: Tensor
@@ -28,8 +38,13 @@ class Pixels(Images):
     def begin(self, count: int, generator: Generator) -> None:
         """Draw the noise on the CPU: the same start on every device."""
         noise = torch.randn((count, *self.size), generator=generator)
-        if self.start == "pink":
-            noise = pink(noise) * (_CONTRAST / self.range.std.cpu()).clamp_max(1)
+        if self.start != "white":
+            noise = pink(noise)
+            if self.start == "natural":
+                noise = greyed(noise)
+            noise = noise * (_CONTRAST / self.range.std.cpu()).clamp_max(1)
+        if self.start == "natural":
+            noise = varied(noise, unit=1 / self.range.std.cpu(), generator=generator)
         noise = noise.to(self.device, memory_format=torch.channels_last)
         self.x = noise.requires_grad_()
         self.project()
@@ -70,3 +85,34 @@ def pink(noise: Tensor) -> Tensor:
     amplitude = amplitude / amplitude.square().mean().sqrt()
     coloured: Tensor = torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real
     return coloured
+
+
+def greyed(noise: Tensor) -> Tensor:
+    """Noise whose channels have most in common, each with the variance that it had.
+
+        x_c = sqrt(g) n + sqrt((1 - g) C / (C - 1)) (x_c - mean),   n = sqrt(C) mean,   g = 0.9
+
+    Args: noise: (B, C, H, W), channels independent and of one variance.
+    Returns: the same shape.
+    """
+    channels = noise.shape[1]
+    if channels == 1:
+        return noise
+    mean = noise.mean(1, keepdim=True)
+    own = (noise - mean) * math.sqrt((1 - _GREY) * channels / (channels - 1))
+    return mean * math.sqrt(_GREY * channels) + own
+
+
+def varied(noise: Tensor, *, unit: Tensor, generator: Generator) -> Tensor:
+    """Noise whose images differ in brightness, tint and contrast, as photographs do.
+
+    Args:
+        noise: (B, C, H, W), of the largest contrast. unit: (1, C, 1, 1), the range of pixels.
+    Returns: the same shape.
+    """
+    count, channels = noise.shape[:2]
+    low, high = _CONTRASTS
+    contrast = low + (high - low) * torch.rand((count, 1, 1, 1), generator=generator)
+    grey = torch.randn((count, 1, 1, 1), generator=generator) * _BRIGHTNESS
+    tint = torch.randn((count, channels, 1, 1), generator=generator) * _HUE
+    return (noise - noise.mean((-2, -1), keepdim=True)) * contrast + (grey + tint) * unit
