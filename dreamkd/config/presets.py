@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "r_feature_ratio": (3.5, 0.1, 0.06),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
-        "tv_l2": (0.0, 1e-2, 3e-3),
+        "tv_l2": (0.0, 5e-3, 3e-3),
         "l2": (0.0, 0.0, 0.0),
         "bn_momentum": (0.0, 0.0, 0.0),
         "refine_steps": (0, 0, 0),
