@@ -38,13 +38,12 @@ class Pixels(Images):
     def begin(self, count: int, generator: Generator) -> None:
         """Draw the noise on the CPU: the same start on every device."""
         noise = torch.randn((count, *self.size), generator=generator)
-        if self.start != "white":
-            noise = pink(noise)
-            if self.start == "natural":
-                noise = greyed(noise)
-            noise = noise * (_CONTRAST / self.range.std.cpu()).clamp_max(1)
-        if self.start == "natural":
-            noise = varied(noise, unit=1 / self.range.std.cpu(), generator=generator)
+        std = self.range.std.cpu()
+        strength = (_CONTRAST / std).clamp_max(1)
+        if self.start == "pink":
+            noise = pink(noise) * strength
+        elif self.start == "natural":
+            noise = varied(greyed(pink(noise)) * strength, unit=1 / std, generator=generator)
         noise = noise.to(self.device, memory_format=torch.channels_last)
         self.x = noise.requires_grad_()
         self.project()
