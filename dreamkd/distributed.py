@@ -1,6 +1,6 @@
 """Several processes that share one job, as torchrun starts them; a process by itself is the leader.
 
-    torchrun --nproc-per-node 8 -m dreamkd.cli invert resnet50
+    torchrun --standalone --nproc-per-node 8 -m dreamkd.cli invert resnet50
 
 Nothing here is about images: the leader decides and tells, each process does its share, and all of
 them come to the same end. torch is imported once several processes join, for the command line asks

@@ -78,8 +78,8 @@ def invert(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What the leader decided: all that a worker needs to make its share."""
+class _Assignment:
+    """What the leader decided and tells: all that a worker needs to make its share."""
 
     config: InvertConfig  # every `auto` decided
     folder: Path
@@ -127,14 +127,14 @@ def _lead(
             on_event(Note(f"{workers.world} workers; progress is that of the first one's share"))
         with _bank(run, config, teacher, on_event=on_event) as bank:
             plan = layout.batches(config, made=bank.lines)
-            job = _Job(config, folder, plan, bank.held(range(len(plan))))
+            assignment = _Assignment(config, folder, plan, bank.held(range(len(plan))))
             # What a sequential run carries past its last batch is part of its end too.
-            finished = run.result is not None and all(job.held)
+            finished = run.result is not None and all(assignment.held)
             if not workers.told(finished):
                 run.begin()
-                workers.told(job)
+                workers.told(assignment)
                 with workers.together():
-                    _make(job, run, bank, teacher, partners, workers, on_event, should_stop)
+                    _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
             bank.complete()
             result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
@@ -146,18 +146,20 @@ def _follow(workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bo
     """Make a share of the batches that the leader tells of."""
     finished: bool = workers.told()
     if not finished:
-        job: _Job = workers.told()
-        config = job.config
+        assignment: _Assignment = workers.told()
+        config = assignment.config
         with workers.together():
-            run = Run(job.folder)
+            run = Run(assignment.folder)
             if run.resolved is None:
-                raise RunError(f"{job.folder} holds no run here; all workers need the same folder")
+                raise RunError(
+                    f"{assignment.folder} holds no run here; all workers need the same folder"
+                )
             teacher = models.load(config.model, **config.load_arguments())
             partners = Partners.load(config, teacher, on_event=ignore)
             require_same(run, teacher, partners.sha256())
             on_event = _hints_only(run.listener(on_event), worker=workers.rank)
             with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
-                _make(job, run, bank, teacher, partners, workers, on_event, should_stop)
+                _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
     return workers.told()
 
 
@@ -172,7 +174,7 @@ def _hints_only(on_event: OnEvent, *, worker: int) -> OnEvent:
 
 
 def _make(
-    job: _Job,
+    assignment: _Assignment,
     run: Run,
     bank: Bank,
     teacher: Classifier,
@@ -185,16 +187,16 @@ def _make(
 
     Raises: Stopped.
     """
-    config = replace(job.config, device=workers.device(job.config.device))
+    config = replace(assignment.config, device=workers.device(assignment.config.device))
     runtime, layout = Runtime.settle(config), Layout.of(config, teacher.card)
     with (
         partners.verifiers.on(runtime.device),
         partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
     ):
-        missing = workers.share(outstanding(run, synthesiser, job.held, on_event=on_event))
+        missing = workers.share(outstanding(run, synthesiser, assignment.held, on_event=on_event))
         pace = _Pace(on_event, should_stop, batches=len(missing))
         for k in missing:
-            start, stop = job.plan[k]
+            start, stop = assignment.plan[k]
             with enough_memory("--image-chunk"):
                 batch = synthesiser.batch(
                     layout.labels(start, stop),

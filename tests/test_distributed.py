@@ -90,7 +90,7 @@ def test_workers_that_were_ended_continue_to_the_same_end(victim: str, tmp_path:
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode != 0
     assert b"the same command continues" in output
-    assert (folder / "result.json").exists() is False
+    assert not (folder / "result.json").exists()
     kills.finish(kills.start(LONG, folder, workers=3))
     assert kills.facts(folder) == kills.facts(tmp_path / "one")
 

@@ -41,7 +41,8 @@ _LOOK, _LIMIT = 0.002, 300.0
 
 def start(command: str, out: Path, *, workers: int = 0) -> subprocess.Popen[bytes]:
     """The command as a process of its own, or torchrun with so many workers."""
-    launcher = ["torch.distributed.run", "--nproc-per-node", str(workers), "-m"] if workers else []
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
+    launcher = torchrun if workers else []
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, "dreamkd.cli", *command.split(), "--out", str(out)],
         stdin=subprocess.DEVNULL,
