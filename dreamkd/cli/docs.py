@@ -116,8 +116,8 @@ state and nothing else. Commands that keep no state end at the first.
 **Several GPUs.** `torchrun --standalone --nproc-per-node N --no-python dreamkd invert ...` shares
 the batches among N processes, each on a GPU of its own; the files are those of one process. (On
 several machines, which must see the same run folder, without `--standalone`, as torchrun's manual
-says.) They stop together, and any number of them continues. Batches that depend on those before them
-(`--images generator`, `--bn-momentum`) and the other commands are the work of one process and
+says.) They stop together, and any number of them continues. Batches that depend on those before
+them (`--images generator`, `--bn-momentum`) and the other commands are the work of one process and
 refuse more."""
 
 _PRESETS_INTRODUCTION = """
