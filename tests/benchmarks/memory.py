@@ -1,0 +1,97 @@
+"""Memory of one step of inversion beside the bare network's, and beside what batch norm reads.
+
+    python -m tests.benchmarks.memory --cases resnet20,resnet18
+
+Statistics need the inputs of the batch norms once more on the way back; everything else that ours
+keeps above the floor of `tests.benchmarks.step` is waste. Peaks are of what the allocator holds,
+above what it held before the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from dreamkd.engine import Runtime
+from tests.benchmarks.environment import describe
+from tests.benchmarks.step import CPU, GPU, Block, Case, floor_block, network, ours_block, settings
+
+MIB = 2**20
+
+
+def peak(block: Block, steps: int, *, device: str) -> int:
+    """Bytes that a block holds at most, above what was held before it."""
+    block(steps)  # what is kept for good: compiled code, workspaces
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        block(steps)
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        block(steps)
+    held = highest = 0
+    for change in _changes(profile.profiler.kineto_results.experimental_event_tree()):
+        held += change
+        highest = max(highest, held)
+    return highest
+
+
+def _changes(tree: list[Any]) -> list[int]:
+    """Bytes taken (given back: negative), in the order of time."""
+    found: list[tuple[int, int]] = []
+    events = list(tree)
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return [size for _, size in sorted(found, key=lambda change: change[0])]
+
+
+def watched_bytes(case: Case, runtime: Runtime) -> int:
+    """Bytes of the inputs of every batch norm, for the batch of a case, as computed."""
+    inputs: list[int] = []
+
+    def count(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        inputs.append(args[0].numel() * args[0].element_size())
+
+    module = network(case).module
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_pre_hook(count) for norm in norms]
+    with torch.no_grad(), runtime.autocast():
+        module(torch.zeros(2, 3, case.size, case.size))
+    for handle in handles:
+        handle.remove()
+    return sum(inputs) * case.batch // 2
+
+
+def main() -> None:
+    """Print one row per case."""
+    cases = GPU if torch.cuda.is_available() else CPU
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(cases))
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--eager", action="store_true")
+    given = parser.parse_args()
+    mode = {"precision": given.precision, "compiled": not given.eager}
+    print(f"{describe()}\n")
+    print("| case | ours, MiB | floor, MiB | inputs of batch norm, MiB | (ours - floor) / inputs |")
+    print("|" + " --- |" * 5)
+    for name in given.cases.split(","):
+        case = {**CPU, **GPU}[name]
+        with ExitStack() as stack:
+            ours = peak(ours_block(case, stack, **mode), case.steps, device=case.device)
+        floor = peak(floor_block(case, **mode), case.steps, device=case.device)
+        runtime = Runtime.settle(settings(case, precision=given.precision))
+        inputs = watched_bytes(case, runtime)
+        cells = [f"{value / MIB:,.1f}" for value in (ours, floor, inputs)]
+        print(f"| {name} | {' | '.join(cells)} | {(ours - floor) / inputs:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
