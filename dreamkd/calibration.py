@@ -36,8 +36,8 @@ def r_feature_weight(
 
         alpha_f = ratio ||d L / d x||_2 / ||d R_feature / d x||_2
 
-    at the noise that images start from, in float32, so that it is the same on every device. Adam
-    does not see the scale of the sum, only the balance of its terms; and what R_feature weighs
+    at white noise, whatever the images start from, in float32: the same on every device. Adam does
+    not see the scale of the sum, only the balance of its terms; and what R_feature weighs
     differs by orders of magnitude between networks, with their number of layers and channels.
 
     Args:

@@ -237,7 +237,8 @@ class Training:
         if config.hard_labels:
             labels = examples.labels[index].to(device, non_blocking=True)
             targets = F.one_hot(labels, self.teacher.card.num_classes).float()
-        if config.cutmix and float(torch.rand((), generator=generator)) < config.cutmix:
+        chance = float(config.cutmix)
+        if chance and float(torch.rand((), generator=generator)) < chance:
             views, others, share = cut_mix(views, generator=generator)
             if targets is not None:
                 targets = torch.lerp(targets, targets[others], share[:, None])

@@ -150,7 +150,7 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
                 assert [by_name[name].parse(value) for value in given] == given
     shared = (*options(ImageConfig), *options(CompetitionConfig))
     autos = {field.name for field in shared if field.default in ("auto", ())}
-    student = {"first_batches", "rounds", "steps", "batch_size", "lr", "temperature"}
+    student = {"first_batches", "rounds", "steps", "batch_size", "lr", "cutmix", "temperature"}
     assert set(PRESETS["fast"]) - autos == student
     assert autos - set(PRESETS["fast"]) == {"image_chunk", "images"}  # measured; by the recipe
     for values in OTHER_IMAGES.values():

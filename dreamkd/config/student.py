@@ -77,11 +77,12 @@ class StudentConfig:
         auto="a twentieth of --steps",
         help="student steps in which the rate rises linearly",
     )
-    cutmix: float = option(
-        0.0,
+    cutmix: float | str = option(
+        "auto",
         group=STUDENT,
         minimum=0,
         maximum=1,
+        auto=BY_PRESET,
         help="share of student steps whose images exchange boxes; teacher and student see the same",
     )
     hard_labels: float = option(
