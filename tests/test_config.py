@@ -258,6 +258,24 @@ def test_the_recipe_follows_from_data_images_preset_and_size(
     assert settled.competition_loss == competes[recipe]
 
 
+@pytest.mark.parametrize(
+    ("side", "given", "want"),
+    [
+        (16, {}, (0.0, 4.0)),
+        (32, {}, (0.0, 20.0)),
+        (32, {"data": "shards"}, (1.0, 20.0)),
+        (32, {"data": "shards", "cutmix": 0.5, "temperature": 2}, (0.5, 2)),
+        (32, {"data": "shards", "preset": "released"}, (0.0, 3.0)),
+        (224, {}, (1.0, 20.0)),
+    ],
+)
+def test_students_of_pixels_see_mixed_images_from_32_px(
+    side: int, given: dict[str, Any], want: tuple[float, float]
+) -> None:
+    settled = settle(DistillConfig(**PAIR, **given), input_size=(3, side, side))
+    assert (settled.cutmix, settled.temperature) == want
+
+
 def test_what_is_given_is_not_settled() -> None:
     settled = settle(ImageConfig(jitter=9, flip="on"), input_size=(1, 16, 16))
     assert (settled.jitter, settled.flip) == (9, "on")
