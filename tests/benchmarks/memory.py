@@ -11,12 +11,13 @@ the allocator holds, above what it held before the steps.
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
 
+from dreamkd.batchnorm import trace
 from dreamkd.engine import Runtime
 from tests.benchmarks.environment import describe
 from tests.benchmarks.step import CPU, GPU, Block, Case, floor_block, network, ours_block, settings
@@ -25,13 +26,17 @@ MIB = 2**20
 
 
 def peak(block: Block, steps: int, *, device: str) -> int:
-    """Bytes that a block holds at most, above what was held before it."""
-    block(steps)  # what is kept for good: compiled code, workspaces
+    """Bytes that a block holds at most, above what was held before it.
+
+    On CUDA this is of the first block: a recorded step takes its memory when it is recorded, and
+    nothing when it is replayed.
+    """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         block(steps)
         return torch.cuda.max_memory_allocated() - before
+    block(steps)  # what is kept for good: compiled code, workspaces
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         block(steps)
@@ -56,19 +61,8 @@ def _changes(tree: list[Any]) -> list[int]:
 
 def watched_bytes(case: Case, runtime: Runtime) -> int:
     """Bytes of the inputs of every batch norm, for the batch of a case, as computed."""
-    inputs: list[int] = []
-
-    def count(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        inputs.append(args[0].numel() * args[0].element_size())
-
-    module = network(case).module
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [norm.register_forward_pre_hook(count) for norm in norms]
-    with torch.no_grad(), runtime.autocast():
-        module(torch.zeros(2, 3, case.size, case.size))
-    for handle in handles:
-        handle.remove()
-    return sum(inputs) * case.batch // 2
+    calls = trace(network(case).module, torch.zeros(1, 3, case.size, case.size))
+    return case.batch * runtime.dtype.itemsize * sum(math.prod(call.shape) for call in calls)
 
 
 def main() -> None:
