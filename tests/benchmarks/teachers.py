@@ -84,8 +84,8 @@ RECIPES = {
 }
 # Not bundled: other architectures on which automatic settings are measured.
 RECIPES |= {
-    arch: replace(RECIPES["cifar10"], name=f"cifar10_{arch}", arch=f"cifar_{arch}", epochs=5)
-    for arch in ("wrn16_2", "vgg11_bn")
+    arch: replace(RECIPES["cifar10"], name=f"cifar10_{arch}", arch=f"cifar_{arch}", epochs=epochs)
+    for arch, epochs in (("wrn16_2", 5), ("vgg11_bn", 2))
 }
 # The teachers of the literature's tables: minutes on a GPU, days without one.
 RECIPES |= {
