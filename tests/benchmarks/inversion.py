@@ -32,12 +32,10 @@ from tests.benchmarks.environment import describe
 
 @dataclass(frozen=True)
 class Bench:
-    """What every row is measured with."""
+    """The networks that every row is measured with."""
 
     teacher: Classifier
     verifiers: dict[str, Classifier]
-    real: Tensor  # uint8
-    truth: Tensor
 
     def columns(self, batches: list[tuple[Tensor, Tensor]]) -> list[str]:
         """R_feature of each batch; of all images, accuracies and diversity (last verifier)."""
@@ -52,13 +50,14 @@ class Bench:
         cells.append(f"{intra_class_similarity(features(judge, images), labels):.3f}")
         return cells
 
-    def real_batches(self, size: int, draws: int) -> list[tuple[Tensor, Tensor]]:
-        """Batches of real images, drawn without replacement each."""
-        orders = [
-            torch.randperm(len(self.real), generator=generator_for(0, "real", draw))[:size]
-            for draw in range(draws)
-        ]
-        return [(self.real[order], self.truth[order]) for order in orders]
+
+def drawn(real: Tensor, truth: Tensor, *, size: int, draws: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of real images, drawn without replacement each."""
+    orders = [
+        torch.randperm(len(real), generator=generator_for(0, "real", draw))[:size]
+        for draw in range(draws)
+    ]
+    return [(real[order], truth[order]) for order in orders]
 
 
 def made(folder: Path) -> list[tuple[Tensor, Tensor]]:
@@ -91,7 +90,7 @@ def main() -> None:
         verifiers[Path(file).stem] = models.load(file, arch=arch or None)
     how = data.Preprocessing.of(teacher.card)
     real, truth = data.stack(data.open_images(arguments.real, preprocessing=how))
-    bench = Bench(teacher, verifiers, real, truth)
+    bench = Bench(teacher, verifiers)
     heads = ["images", "seconds", "R_feature", "teacher %"]
     heads += [f"{name} %" for name in verifiers] + ["similarity"]
     heads += ["student %"] if arguments.student else []
@@ -114,8 +113,8 @@ def main() -> None:
             result, _ = run(command, out.with_name(out.name + "-student"))
             cells.append(f"{result['student_top1']:.2f}")
         print(f"| {' | '.join(cells)} |", flush=True)
-    drawn = bench.real_batches(size, arguments.draws)
-    cells = [f"real, {arguments.draws} batches of {size}", "-", *bench.columns(drawn)]
+    batches = drawn(real, truth, size=size, draws=arguments.draws)
+    cells = [f"real, {arguments.draws} batches of {size}", "-", *bench.columns(batches)]
     print(f"| {' | '.join(cells + ['-'] * bool(arguments.student))} |")
 
 
