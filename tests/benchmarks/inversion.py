@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dreamkd import data, formats, models
+from dreamkd.engine import normalise
 from dreamkd.metrics import features, intra_class_similarity, measure
 from dreamkd.models import Classifier
 from dreamkd.observation import Observer
@@ -38,7 +39,11 @@ class Bench:
     verifiers: dict[str, Classifier]
 
     def columns(self, batches: list[tuple[Tensor, Tensor]]) -> list[str]:
-        """R_feature of each batch; of all images, accuracies and diversity (last verifier)."""
+        """R_feature of each batch; of all images, accuracies and the last verifier's similarity.
+
+        The latter also of those images alone that it takes for what they are to show: images that
+        show nothing are unlike each other too.
+        """
         with Observer(self.teacher, device="cpu") as observe:
             levels = [observe(images, labels).r_feature for images, labels in batches]
         spread = f" ± {statistics.stdev(levels):.1f}" if len(levels) > 1 else ""
@@ -47,8 +52,18 @@ class Bench:
         for verifier in (self.teacher, *self.verifiers.values()):
             cells.append(f"{measure(verifier, images, labels).top1:.1f}")
         judge = [self.teacher, *self.verifiers.values()][-1]
-        cells.append(f"{intra_class_similarity(features(judge, images), labels):.3f}")
+        seen, right = features(judge, images), recognised(judge, images, labels)
+        cells.append(f"{intra_class_similarity(seen, labels):.3f}")
+        cells.append(f"{intra_class_similarity(seen[right], labels[right]):.3f}")
         return cells
+
+
+@torch.inference_mode()
+def recognised(judge: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether `judge` sees in each of the uint8 images (N, C, H, W) what its label says; (N,)."""
+    mean, std = judge.card.mean, judge.card.std
+    logits = [judge.module(normalise(part, mean=mean, std=std)) for part in images.split(500)]
+    return torch.cat(logits).argmax(1) == labels
 
 
 def drawn(real: Tensor, truth: Tensor, *, size: int, draws: int) -> list[tuple[Tensor, Tensor]]:
@@ -92,7 +107,7 @@ def main() -> None:
     real, truth = data.stack(data.open_images(arguments.real, preprocessing=how))
     bench = Bench(teacher, verifiers)
     heads = ["images", "seconds", "R_feature", "teacher %"]
-    heads += [f"{name} %" for name in verifiers] + ["similarity"]
+    heads += [f"{name} %" for name in verifiers] + ["similarity", "of recognised"]
     heads += ["student %"] if arguments.student else []
     print(f"{arguments.model}, {arguments.per_class} images a class; {describe()}\n")
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
