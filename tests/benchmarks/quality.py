@@ -67,23 +67,28 @@ class Judge:
 
 
 def looped(judge: Judge, labels: Tensor, *, steps: int, every: int, state: Path) -> Iterator[Mark]:
-    """The plain loop, marked each `every` steps; a killed one goes on at its last mark."""
+    """The plain loop, marked each `every` steps; a killed one goes on at its last mark.
+
+    Args:
+        labels: int64 (B,), what the images are to show.
+        state: file of the images, Adam's moments and the marks so far.
+    """
     card = judge.teacher.card
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (card.mean, card.std))
     x = torch.randn(len(labels), *card.input_size, generator=torch.Generator().manual_seed(0))
     x.requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.1)
-    seconds, marks = 0.0, list[Mark]()
+    done, seconds, marks = 0, 0.0, list[Mark]()
     if state.exists():
         kept = torch.load(state, weights_only=True)
         x.data.copy_(kept["x"])
         optimizer.load_state_dict(kept["optimizer"])
         marks = [Mark(*values) for values in kept["marks"]]
-        seconds = marks[-1].seconds
+        done, seconds = marks[-1].steps, marks[-1].seconds
         yield from marks
     model = judge.teacher.module
     loop = plain.steps(model, x, labels, optimizer=optimizer, settings=plain.CIFAR)
-    for step in range(every * (len(marks) + 1), steps + 1, every):
+    for step in range(done + every, steps + 1, every):
         began = time.perf_counter()
         for _ in itertools.islice(loop, every):
             pass
@@ -91,14 +96,16 @@ def looped(judge: Judge, labels: Tensor, *, steps: int, every: int, state: Path)
         images = (255 * (x.detach() * std + mean)).round().clamp(0, 255).to(torch.uint8)
         marks.append(judge("plain", step, seconds, (images, labels)))
         kept = {"x": x.detach(), "optimizer": optimizer.state_dict()}
-        torch.save(kept | {"marks": [tuple(vars(mark).values()) for mark in marks]}, state)
+        kept["marks"] = [tuple(vars(mark).values()) for mark in marks]
+        torch.save(kept, state.with_suffix(".part"))
+        state.with_suffix(".part").replace(state)
         yield marks[-1]
 
 
 def processes(
     judge: Judge, labels: Tensor, command: str, *, steps: list[int], out: Path
 ) -> Iterator[Mark]:
-    """Ours in as many steps as `steps` has, one process each, as `dreamkd invert` is typed."""
+    """Ours, a process of `command` for every number of `steps`, timed as its user waits for it."""
     command += f" --image-batch-size {len(labels)}"
     for count in steps:
         folder = out / f"{count}-steps"
