@@ -6,6 +6,7 @@ another. And how many images can be differentiated at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -32,16 +33,17 @@ def r_feature_weight(
     seed: int,
     prior: Classifier | None = None,
 ) -> float:
-    """The weight of R_feature that makes its gradient `r_feature_ratio` times the loss's.
+    """The weight of R_feature, by `r_feature_scale` and the gradients of both losses.
 
-        alpha_f = ratio ||d L / d x||_2 / ||d R_feature / d x||_2
+        alpha_f = scale sqrt(||d L / d x||_2 / ||d R_feature / d x||_2)
 
     at white noise, whatever the images start from, in float32: the same on every device. Adam does
     not see the scale of the sum, only the balance of its terms; and what R_feature weighs
-    differs by orders of magnitude between networks, with their number of layers and channels.
+    differs by orders of magnitude between networks, with their number of layers and channels. The
+    root: between networks, good weights differ less than the gradients on noise do.
 
     Args:
-        config: settled but for the weight; `r_feature_ratio` is a number.
+        config: settled but for the weight; `r_feature_scale` is a number.
         prior: the network whose statistics are matched, if not the teacher.
     Returns: alpha_f > 0, rounded to three digits.
     """
@@ -57,7 +59,7 @@ def r_feature_weight(
             x, labels = _noise(teacher, _IMAGES, seed=seed)
             view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
-    weight = float(config.r_feature_ratio) * sizes[0] / max(sizes[1], 1e-12)
+    weight = float(config.r_feature_scale) * math.sqrt(sizes[0] / max(sizes[1], 1e-12))
     return float(f"{weight:.2e}")
 
 

@@ -131,8 +131,8 @@ def _measured(
     open_ = [name for name in names if getattr(config, name) == "auto" and name not in idle]
     if open_:
         weight = calibration.r_feature_weight(teacher, config, seed=config.seed, prior=prior)
-        # The ratio has done its work; kept, it would contradict the weight.
-        decided: dict[str, Any] = {**dict.fromkeys(open_, weight), "r_feature_ratio": "auto"}
+        # The scale has done its work; kept, it would contradict the weight.
+        decided: dict[str, Any] = {**dict.fromkeys(open_, weight), "r_feature_scale": "auto"}
         config = replace(config, **decided)
     if config.image_chunk == "auto" and "image_chunk" not in idle:
         chunk = calibration.image_chunk(teacher, config, runtime=runtime, prior=prior)

@@ -14,12 +14,12 @@ from dreamkd.objective import Objective
 from tests.conftest import invert_config
 
 
-def settings(digits: Classifier, ratio: float = 2.0) -> ImageConfig:
-    config = invert_config(r_feature_ratio=ratio)
+def settings(digits: Classifier, scale: float = 2.0) -> ImageConfig:
+    config = invert_config(r_feature_scale=scale)
     return settle(config, input_size=digits.card.input_size)
 
 
-def test_the_weight_balances_the_gradients_on_noise(digits: Classifier) -> None:
+def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier) -> None:
     config = settings(digits, 2.0)
     weight = calibration.r_feature_weight(digits, config, seed=0)
     x, labels = calibration._noise(digits, 64, seed=0)
@@ -29,13 +29,14 @@ def test_the_weight_balances_the_gradients_on_noise(digits: Classifier) -> None:
         alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)
         with Objective(digits, alone, runtime=Runtime.settle(alone)) as objective:
             norms.append(float(objective(x, labels, view).gradient.norm()))
-    assert norms[1] / norms[0] == pytest.approx(2.0, rel=0.01)
+    # norms[1] is weight x ||d R||, and weight = 2 sqrt(||d L|| / ||d R||).
+    assert weight * norms[1] / norms[0] == pytest.approx(4.0, rel=0.01)
 
 
-def test_the_weight_is_proportional_to_the_ratio_and_repeatable(digits: Classifier) -> None:
+def test_the_weight_is_proportional_to_the_scale_and_repeatable(digits: Classifier) -> None:
     one, two, again = (
-        calibration.r_feature_weight(digits, settings(digits, ratio), seed=0)
-        for ratio in (1.0, 3.0, 1.0)
+        calibration.r_feature_weight(digits, settings(digits, scale), seed=0)
+        for scale in (1.0, 3.0, 1.0)
     )
     assert one == again
     assert two == pytest.approx(3 * one, rel=0.01)

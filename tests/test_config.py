@@ -177,7 +177,7 @@ def test_auto_is_settled_by_preset_and_size(
     settled = settle(ImageConfig(preset=preset), input_size=size)
     assert {name: getattr(settled, name) for name in want} == want
     left = {field.name for field in fields(settled) if getattr(settled, field.name) == "auto"}
-    calibrated = "r_feature" if preset == "fast" else "r_feature_ratio"
+    calibrated = "r_feature" if preset == "fast" else "r_feature_scale"
     refining = {"refine_steps", "refine_lr", "refine_r_feature"}  # of pixels, without effect
     assert left == {"image_chunk", calibrated, *refining}
 
@@ -185,28 +185,28 @@ def test_auto_is_settled_by_preset_and_size(
 @pytest.mark.parametrize(
     ("given", "want"),
     [
-        ({"images": "generator"}, (20, 0.1, "auto", 10.0, 0.1)),
+        ({"images": "generator"}, (20, 0.1, "auto", 10.0, 0.0567)),
         ({"images": "generator", "refine_steps": 0}, (0, "auto", "auto", 10.0, "auto")),
         ({"images": "generator", "refine_r_feature": 2}, (20, 0.1, 2, 10.0, "auto")),
-        ({"images": "generator", "r_feature_ratio": 0.2}, (20, 0.1, "auto", 10.0, 0.2)),
+        ({"images": "generator", "r_feature_scale": 0.2}, (20, 0.1, "auto", 10.0, 0.2)),
         (
-            {"images": "generator", "r_feature_ratio": 0.2, "refine_steps": 0},
+            {"images": "generator", "r_feature_scale": 0.2, "refine_steps": 0},
             (0, "auto", "auto", "auto", 0.2),
         ),
         ({"images": "pyramid", "refine_steps": 3, "r_feature": 5}, (3, 0.1, 5, 5, "auto")),
-        ({"images": "pyramid"}, (0, "auto", "auto", "auto", 0.1)),
+        ({"images": "pyramid"}, (0, "auto", "auto", "auto", 0.0567)),
         (
             {"images": "pyramid", "preset": "paper", "refine_steps": 5},
             (5, 0.1, 10.0, 10.0, "auto"),
         ),
     ],
 )
-def test_the_weight_of_refined_pixels_is_calibrated_where_there_is_a_ratio(
+def test_the_weight_of_refined_pixels_is_calibrated_where_there_is_a_scale(
     given: dict[str, Any], want: tuple[Any, ...]
 ) -> None:
     """As an option that the settled settings give again would be: none is without effect."""
     settled = settle(merge(InvertConfig, {"model": "m", **given}), input_size=(3, 32, 32))
-    names = ("refine_steps", "refine_lr", "refine_r_feature", "r_feature", "r_feature_ratio")
+    names = ("refine_steps", "refine_lr", "refine_r_feature", "r_feature", "r_feature_scale")
     assert tuple(getattr(settled, name) for name in names) == want
     merge(InvertConfig, {field.name: getattr(settled, field.name) for field in fields(settled)})
 

@@ -62,7 +62,7 @@ def accuracy(network: Classifier, images: torch.Tensor, labels: torch.Tensor) ->
     "how",
     [
         {"method": "deepdream", "images": "pyramid"},
-        {"bn_prior": "digits_resnet14", "r_feature_ratio": 0.1},
+        {"bn_prior": "digits_resnet14", "r_feature_scale": 0.1},
     ],
     ids=["pyramid", "prior"],
 )

@@ -238,7 +238,7 @@ def test_resolved_settings_make_the_same_shards(whole: Path, tmp_path: Path) -> 
     competition = ["competition", "competition_loss", "competition_temperature"]
     left = [name for name, value in settings.items() if value == "auto"]
     refining = ["refine_lr", "refine_r_feature", "refine_steps"]
-    assert left == [*competition, "r_feature_ratio", *refining]
+    assert left == [*competition, "r_feature_scale", *refining]
     run(tmp_path / "copy", **settings)
     for path in (whole / "shards").iterdir():
         assert (tmp_path / "copy" / "shards" / path.name).read_bytes() == path.read_bytes()
@@ -267,7 +267,7 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
         ({"method": "deepdream", "r_feature": 1}, ConfigError, "no effect with --method deepdream"),
         ({"competition": 2.0}, ConfigError, "--competition has no effect with --method deepinv"),
         ({"method": "adaptive"}, ConfigError, "--method adaptive: needs the --student"),
-        ({"r_feature": 1, "r_feature_ratio": 1}, ConfigError, "no effect with --r-feature"),
+        ({"r_feature": 1, "r_feature_scale": 1}, ConfigError, "no effect with --r-feature"),
         ({"images": "generator", "clip": "off"}, ConfigError, "--clip has no effect with --images"),
         ({"stages": "1,0"}, ConfigError, "--stages: the last one"),
         ({"stages": "1,1,1,1,1,1,1,1"}, ModelError, "does not run on images of 1x0x0"),
@@ -414,7 +414,7 @@ def test_an_option_of_each_kind_changes_the_images(whole: Path, tmp_path: Path) 
             {"stages": "1,1"},
             {"crop": 0.3, "image_steps": 4},
             {"keep": "best", "image_steps": 8},
-            {"r_feature_ratio": 50.0},
+            {"r_feature_scale": 50.0},
         )
     ):
         folder = tmp_path / str(number)

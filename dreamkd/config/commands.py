@@ -262,7 +262,7 @@ class InvertConfig(
         method = f"--method {self.method}"
         idle = super().idle()
         if self.method == "deepdream":
-            names = ("r_feature", "r_feature_ratio", "refine_r_feature", "first_bn")
+            names = ("r_feature", "r_feature_scale", "refine_r_feature", "first_bn")
             idle |= dict.fromkeys((*names, "bn_momentum", "bn_prior"), method)
         if self.method != "adaptive":
             idle |= dict.fromkeys(("student", *CompetitionConfig.__dataclass_fields__), method)

@@ -148,23 +148,23 @@ class ImageConfig:
         "auto",
         group=LOSS,
         minimum=0,
-        auto="from --r-feature-ratio, or by preset",
+        auto="from --r-feature-scale, or by preset",
         symbol="alpha_f",
         help="weight of R_feature, the batch-norm statistics",
     )
-    r_feature_ratio: float | str = option(
+    r_feature_scale: float | str = option(
         "auto",
         group=LOSS,
         above=0,
         auto=BY_PRESET,
-        help="strength of R_feature's gradient beside that of the classification loss, from which "
-        "its weight is calibrated once",
+        help="--r-feature becomes this times the root of the classification loss's gradient over "
+        "R_feature's, measured once on noise",
     )
     refine_r_feature: float | str = option(
         "auto",
         group=LOSS,
         minimum=0,
-        auto="of a generator's images from --r-feature-ratio, else --r-feature",
+        auto="of a generator's images from --r-feature-scale, else --r-feature",
         help="weight of R_feature while pixels are refined",
     )
     bn_momentum: float | str = option(
@@ -227,9 +227,9 @@ class ImageConfig:
             idle |= dict.fromkeys(refining, "--refine-steps 0")
         if self.r_feature != "auto":
             if self.images not in ("auto", "generator") or "refine_r_feature" in idle:
-                idle["r_feature_ratio"] = "--r-feature"
+                idle["r_feature_scale"] = "--r-feature"
             elif self.refine_r_feature != "auto":
-                idle["r_feature_ratio"] = "--r-feature and --refine-r-feature"
+                idle["r_feature_scale"] = "--r-feature and --refine-r-feature"
         if self.images not in ("auto", "pixels"):
             idle["start"] = f"--images {self.images}"
         if self.images == "generator":

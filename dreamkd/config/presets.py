@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "clip": ("on", "on", "on"),
         "ce": (1.0, 1.0, 1.0),
         "r_feature": (None, None, None),
-        "r_feature_ratio": (3.5, 0.1, 0.06),
+        "r_feature_scale": (1.98, 0.0567, 0.0035),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (0.0, 5e-3, 3e-3),
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "clip": ("off", "off", "on"),
         "ce": (1.0, 1.0, 1.0),
         "r_feature": (10.0, 10.0, 0.01),
-        "r_feature_ratio": (None, None, None),
+        "r_feature_scale": (None, None, None),
         "first_bn": (1.0, 1.0, 10.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (4e-4, 4e-4, 9.2e-4),
@@ -109,7 +109,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "clip": ("off", "off", "off"),
         "ce": (1.0, 1.0, 1.0),
         "r_feature": (10.0, 10.0, 0.01),
-        "r_feature_ratio": (None, None, None),
+        "r_feature_scale": (None, None, None),
         "first_bn": (1.0, 1.0, 1.0),
         "tv_l1": (0.0, 0.0, 0.0),
         "tv_l2": (4e-4, 4e-4, 1.23e-3),
@@ -151,7 +151,7 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
         "image_warmup": 0,
         "ce": 0.5,
         "r_feature": 10.0,
-        "r_feature_ratio": 0.1,  # of the pixels that are refined
+        "r_feature_scale": 0.0567,  # of the pixels that are refined
         "first_bn": 1.0,
         "tv_l1": 0.0,
         "tv_l2": 0.0,
@@ -205,7 +205,7 @@ def settle(
     wanted = {f.name: getattr(config, f.name) for f in fields(config)}
     given = {name: value for name, value in wanted.items() if value not in (AUTO, ())}
     refined = generated and int((values | given)["refine_steps"]) > 0
-    if "r_feature_ratio" in given and not refined:
+    if "r_feature_scale" in given and not refined:
         values["r_feature"] = None
     chosen = values | given
     if not generated:  # pixels before and after
