@@ -6,7 +6,8 @@
 
 Every row is a run of `dreamkd invert` with its options, kept in a folder, so that a killed
 measurement continues. Real images of `--real` stand beside as a row: R_feature depends on the size
-of the batch, so real batches of the run's own size are drawn. With `--student` a student is trained
+of the batch, so real batches of the run's own size are drawn; where rows are of other batches than
+each other, `--batch` takes it of as many images of each. With `--student` a student is trained
 on the images of each row by `dreamkd distill --data` and measured on `--real`.
 """
 
@@ -75,11 +76,11 @@ def drawn(real: Tensor, truth: Tensor, *, size: int, draws: int) -> list[tuple[T
     return [(real[order], truth[order]) for order in orders]
 
 
-def made(folder: Path) -> list[tuple[Tensor, Tensor]]:
-    """The batches of a run."""
+def made(folder: Path, *, size: int | None) -> list[tuple[Tensor, Tensor]]:
+    """The images of a run, in batches of `size` or as they were made."""
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").open()]
     images, labels = zip(*((x, y) for x, y, _ in formats.read_run(folder)), strict=True)
-    sizes = [line["count"] for line in lines]
+    sizes = size or [line["count"] for line in lines]
     stacked, truth = torch.stack(images), torch.tensor(labels)
     return list(zip(stacked.split(sizes), truth.split(sizes), strict=True))
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=26)
     parser.add_argument("--classes", default="all")
     parser.add_argument("--real", required=True, help="data specification of real images")
+    parser.add_argument("--batch", type=int, help="images whose R_feature is taken at once")
     parser.add_argument("--draws", type=int, default=20, help="real batches to draw")
     parser.add_argument("--verifier", nargs="*", default=[], help="FILE[=ARCH]")
     parser.add_argument("--row", action="append", required=True, help="NAME=OPTIONS")
@@ -118,7 +120,7 @@ def main() -> None:
         command = f"invert {arguments.model} {arguments.model_options} {row_options}"
         command += f" --classes {arguments.classes} --per-class {arguments.per_class}"
         _, seconds = run(command, out)
-        batches = made(out)
+        batches = made(out, size=arguments.batch)
         size = len(batches[0][1])
         cells = [name, f"{seconds:.0f}", *bench.columns(batches)]
         if arguments.student:
