@@ -7,6 +7,7 @@ is part of the run's identity: a run that is continued elsewhere keeps it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,15 +15,20 @@ from typing import NamedTuple
 
 import torch
 
+from dreamkd import shards, states
+from dreamkd.batch import Batch
 from dreamkd.config import DistillConfig, settle
+from dreamkd.config.images import MOST_IMAGES, MOST_STEPS
 from dreamkd.course import refining_steps
 from dreamkd.engine import Runtime
+from dreamkd.engine.memory import free_memory
 from dreamkd.errors import ConfigError
 from dreamkd.events import Note
 from dreamkd.examples import Examples
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
+from dreamkd.sequence import sequential
 
 #: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
 _STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
@@ -31,8 +37,8 @@ _STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
 class Pace(NamedTuple):
     """Seconds of each piece of work on this machine, once everything is compiled."""
 
-    first: float  # an image batch of the first bank
-    batch: float  # an image batch that competes
+    first: float  # an image batch of the first bank, with what is written after it
+    batch: float  # an image batch that competes, with the same
     step: float  # a student step
 
 
@@ -50,7 +56,9 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
     pace = measure_pace(job)
     seconds = 60 * minutes - (time.perf_counter() - began)
     size = job.teacher.card.input_size
-    made = planned(job.config, given, pace, input_size=size, seconds=seconds)
+    made = planned(
+        job.config, given, pace, input_size=size, seconds=seconds, most=_most_rounds(job)
+    )
     rounds = "" if made.recipe == "offline" else f"{made.rounds} rounds, "
     job.on_event(Note(f"budget: {rounds}{made.steps} student steps"))
     return made
@@ -63,13 +71,16 @@ def planned(
     *,
     input_size: tuple[int, int, int],
     seconds: float,
+    most: int = MOST_IMAGES,
 ) -> DistillConfig:
     """`config` (settled) for a run that ends after `seconds`: rounds, steps and their schedules.
 
-    Args: given: as the user gave it, for what follows from rounds and steps.
+    Args:
+        given: as the user gave it, for what follows from rounds and steps.
+        most: as of `rounds_and_steps`.
     Raises: ConfigError: not even one round fits, or the warm-up that was given does not.
     """
-    rounds, steps = rounds_and_steps(config, pace, seconds=seconds)
+    rounds, steps = rounds_and_steps(config, pace, seconds=seconds, most=most)
 
     def sized(one: DistillConfig) -> DistillConfig:
         one = replace(one, budget_minutes=None, steps=steps)
@@ -80,12 +91,16 @@ def planned(
     return made
 
 
-def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tuple[int, int]:
+def rounds_and_steps(
+    config: DistillConfig, pace: Pace, *, seconds: float, most: int = MOST_IMAGES
+) -> tuple[int, int]:
     """The most rounds, each with its share of student steps, that end within `seconds`.
 
         first_batches first + rounds (batch + step steps / rounds) = seconds
 
-    Args: config: settled; the ratio of its `steps` and `rounds` is kept, and its `first_batches`.
+    Args:
+        config: settled; the ratio of its `steps` and `rounds` is kept, and its `first_batches`.
+        most: rounds; what time they leave is the student's.
     Returns: rounds and steps; of the recipe `offline` a round is a step.
     Raises: ConfigError: not even one round fits.
     """
@@ -95,9 +110,21 @@ def rounds_and_steps(config: DistillConfig, pace: Pace, *, seconds: float) -> tu
     a_round = each * pace.step + (0 if offline else pace.batch)
     rounds = int((seconds - before) / a_round)
     if rounds < 1:
-        least = (before + a_round) / 60
-        raise ConfigError(f"--budget-minutes: a first round would end after {least:.1f} minutes")
-    return rounds, round(rounds * each)
+        missing = math.ceil((before + a_round - seconds) / 6) / 10
+        raise ConfigError(f"--budget-minutes: a first round needs {missing} minutes more")
+    steps = rounds * each
+    if not offline and rounds > most:
+        rounds, steps = most, (seconds - before - most * pace.batch) / pace.step
+    return rounds, min(round(steps), MOST_STEPS)
+
+
+def _most_rounds(job: Job) -> int:
+    """Rounds whose images half of the free memory holds, and no more than are legal."""
+    if job.config.recipe == "offline":
+        return MOST_IMAGES
+    batch = int(job.config.image_batch_size) * math.prod(job.teacher.card.input_size)
+    fit = free_memory() // 2 // batch - int(job.config.first_batches)
+    return max(1, min(fit, MOST_IMAGES))
 
 
 def measure_pace(job: Job) -> Pace:
@@ -133,20 +160,33 @@ def _images(job: Job) -> tuple[float, float]:
     def timed(*, compete: bool) -> float:
         """Seconds of a batch, as if the steps left out had taken as long as those like them."""
         marks = [_now(runtime)]
-        job.synthesiser.batch(
+        batch = job.synthesiser.batch(
             labels,
             generator=generator_for(config.seed, "budget"),
             compete=compete,
             on_step=lambda *_: marks.append(_now(runtime)),
         )
-        taken = _now(runtime) - marks[0]
         images, pixels = marks[1 : made + 1], marks[made:]
+        _write(batch, job)
+        taken = _now(runtime) - marks[0]
         return taken + left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
 
     with job.synthesiser.rehearsal(short):
         for compete in (False, True):
             timed(compete=compete)  # compiles
         return timed(compete=False), timed(compete=True)
+
+
+def _write(batch: Batch, job: Job) -> None:
+    """Write what a round does, where it does, and remove it: its images, and both states."""
+    path = job.run.folder / ".budget.part"  # of the names that the next run clears away
+    facts = batch.facts(class_names=job.teacher.card.class_names, predictions={})
+    records = [{"key": f"{i:08d}", **fact} for i, fact in enumerate(facts)]
+    shards.write(path, batch.images, batch.labels.tolist(), records)
+    states.write(path, *job.training.state())
+    if sequential(job.config):
+        states.write(path, job.synthesiser.state(), {})
+    path.unlink()
 
 
 def _mean_gap(marks: Sequence[float]) -> float:

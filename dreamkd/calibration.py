@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from dreamkd.augment import draw_view
-from dreamkd.config import ImageConfig
+from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
 from dreamkd.engine import Runtime, spare_bytes, twin
-from dreamkd.engine.memory import free_memory, images_that_fit, largest_that_fits, saved_bytes
+from dreamkd.engine.memory import free_memory, images_that_fit, largest_that_fits, saved_per_image
+from dreamkd.errors import ConfigError
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
-from dreamkd.objective import Objective
+from dreamkd.objective import Objective, Rival
 from dreamkd.randomness import generator_for
 
 #: Images on which the gradients are compared, and how many of them at once: in float32 on the CPU a
@@ -46,6 +47,7 @@ def r_feature_weight(
         config: settled but for the weight; `r_feature_scale` is a number.
         prior: the network whose statistics are matched, if not the teacher.
     Returns: alpha_f > 0, rounded to three digits.
+    Raises: ConfigError: the class loss has no gradient, as with a single class.
     """
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
     bare = replace(config, tv_l1=0.0, tv_l2=0.0, l2=0.0, image_chunk=_CHUNK)
@@ -59,38 +61,48 @@ def r_feature_weight(
             x, labels = _noise(teacher, _IMAGES, seed=seed)
             view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
+    if sizes[0] == 0:
+        raise ConfigError("--r-feature auto: the class loss has no gradient; give a weight")
     weight = float(config.r_feature_scale) * math.sqrt(sizes[0] / max(sizes[1], 1e-12))
     return float(f"{weight:.2e}")
 
 
 def image_chunk(
     teacher: Classifier,
-    config: ImageConfig,
+    config: InvertConfig | DistillConfig,
     *,
     runtime: Runtime,
+    statistics: bool = True,
     prior: Classifier | None = None,
+    student: Classifier | None = None,
 ) -> int:
     """How many images can be differentiated at once, at most `image_batch_size`.
 
     On CUDA by trial, recovering from running out of memory; on the CPU, which would be killed
     instead, by what a forward pass of one image keeps and what is free.
 
-    Args: config: settled; a weight of R_feature that is not known yet does not matter.
+    Args:
+        config: settled; a weight of R_feature that is not known yet does not matter.
+        statistics: whether R_feature is part of the loss.
+        prior: the network whose statistics are matched, if not the teacher.
+        student: the rival of images that compete.
     """
     count, device = int(config.image_batch_size), runtime.device
+    rival = Rival.of(student, config) if student is not None else None
     if device == "cpu":
-        networks = [teacher] if prior is None else [teacher, prior]
         one = 0
-        for network in networks:
+        for network in filter(None, (teacher, prior, student)):
             with runtime.autocast():
-                one += saved_bytes(twin(network.module), torch.zeros(1, *network.card.input_size))
+                one += saved_per_image(twin(network.module), network.card.input_size)
         return min(count, images_that_fit(one, free=free_memory()))
 
     def attempt(size: int) -> None:
         # Held meanwhile: what the images at hand and recorded steps will take.
         beside = torch.empty(2 * spare_bytes(device), dtype=torch.uint8, device=device)
         tried = replace(config, image_chunk=size, r_feature=1.0)
-        with Objective(teacher, tried, runtime=runtime, prior=prior) as objective:
+        with Objective(
+            teacher, tried, runtime=runtime, statistics=statistics, prior=prior, rival=rival
+        ) as objective:
             x, labels = (t.to(device) for t in _noise(teacher, size, seed=0))
             view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
             objective(x, labels, view.to(device))

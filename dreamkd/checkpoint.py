@@ -103,12 +103,12 @@ def sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _head(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; pass the checkpoint file inside it")
-    if not path.is_file():
-        reason = "is not a regular file" if path.exists() else "does not exist"
-        raise ModelError(f"checkpoint {path} {reason}")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; pass the checkpoint file inside it")
+        if not path.is_file():
+            reason = "is not a regular file" if path.exists() else "does not exist"
+            raise ModelError(f"checkpoint {path} {reason}")
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError as error:

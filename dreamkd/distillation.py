@@ -17,9 +17,9 @@ from dreamkd import batchnorm, models, samples, softlabels, timetable
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.course import steps_per_batch
-from dreamkd.engine import Runtime, time_limit
+from dreamkd.engine import Runtime, enough_memory, time_limit
 from dreamkd.events import Finished, Note, OnEvent, ignore
-from dreamkd.examples import Examples, Labelled, is_synthetic, read_labelled
+from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
 from dreamkd.files import require_room
 from dreamkd.images import IMAGES
 from dreamkd.job import Job
@@ -82,7 +82,9 @@ def distill(
     should_stop = time_limit(should_stop, minutes=config.max_minutes)
     teacher = models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
-    decided = settled(config, teacher)  # but for what is measured: the same whatever the machine
+    student = starting_student(config, teacher, on_event=on_event)
+    # But for what is measured: the same whatever the machine.
+    decided = settled(config, teacher, student=student)
     prior = None
     if config.bn_prior is not None:
         prior = load_partner(
@@ -92,11 +94,12 @@ def distill(
     if decided.recipe != "offline":
         source = prior or teacher
         batchnorm.require_statistics(source.module, name=source.card.architecture)
-    student = starting_student(config, teacher, on_event=on_event)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
     try_out(teacher, factor=coarsest(decided))
     try_out(student, training=True)
+    if decided.recipe != "offline" and decided.competition:
+        try_out(student, factor=coarsest(decided))  # as a rival it sees every stage
     labelled = read_labelled(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
     data = read_labelled(config.data, teacher, crop_pct=1.0)  # shards are used as they are
     inputs: dict[str, Any] = {
@@ -109,6 +112,7 @@ def distill(
         wanted |= {f"teacher_{name}": getattr(teacher.card, name) for name in softlabels.CARD}
         inputs["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
     inputs["student_sha256"] = student.sha256()
+    inputs["student_data_free"] = student.card.data_free
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
@@ -124,7 +128,9 @@ def distill(
             given,
             teacher=teacher,
             prior=prior,
+            student=student,
             image_steps=_image_steps,
+            budget=60 * config.budget_minutes if config.budget_minutes else None,
             inputs=inputs,
             check=None if planning else check,
         )
@@ -136,17 +142,21 @@ def distill(
             "should_stop": should_stop,
         }
         again = student.copy() if _wants_baseline(given, teacher) else None
-        with Job(
-            name="student",
-            config=config,
-            student=student,
-            prior=prior,
-            given=data and data.examples,
-            measured=labelled and labelled.examples,
-            recorder=Recorder(folder) if config.store_labels else None,
-            stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
-            **common,
-        ) as job:
+        labels = Stored(Path(config.labels), device=runtime.device) if config.labels else None
+        with (
+            enough_memory("lower --batch-size or --image-chunk, in another --out"),
+            Job(
+                name="student",
+                config=config,
+                student=student,
+                prior=prior,
+                given=data and data.examples,
+                measured=labelled,
+                recorder=Recorder(folder) if config.store_labels else None,
+                stored=labels,
+                **common,
+            ) as job,
+        ):
             if planning:
                 config = fit(job, given=given, began=began)
                 check(config)
@@ -155,8 +165,8 @@ def distill(
             on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
             examples = RECIPES[config.recipe](job)
             student = job.training.result(examples)
-        synthetic = data is None or is_synthetic(str(config.data))
-        data_free = synthetic and student.card.data_free
+        free = data is None or is_data_free(str(config.data))
+        data_free = free and student.card.data_free
         saved = _save(job, student, data_free=data_free)
         baseline = None
         if again is not None:
@@ -201,7 +211,8 @@ def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
     views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))
-    labels = softlabels.room(config.store_labels, views) - softlabels.written(run.folder)
+    kept = min(config.store_labels, student.card.num_classes)
+    labels = softlabels.room(kept, views) - softlabels.written(run.folder)
     return samples.room(max(0, images), size) + max(0, labels) + 2 * carried + 3 * state + weights
 
 

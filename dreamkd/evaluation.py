@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamkd.data import ImageSet, Preprocessing, batches, check_classes, check_labels
-from dreamkd.engine import Runtime, normalise, on_device
+from dreamkd.engine import Runtime, enough_memory, normalise, on_device
 from dreamkd.errors import DataError, ModelError
 from dreamkd.events import OnEvent, Progress, ignore
 from dreamkd.metrics import Accuracy, Agreement
@@ -76,6 +76,7 @@ def evaluate(
     Raises:
         DataError: a label, the class names or the channels of the data do not fit a network.
         ModelError: teacher and classifier have other class counts, or logits are not finite.
+        RunError: the device ran out of memory.
     """
     card = classifier.card
     networks = [classifier] if teacher is None else [classifier, teacher]
@@ -85,6 +86,7 @@ def evaluate(
     accuracy, agreement = Accuracy(card.num_classes, device=device), Agreement(device=device)
     done = 0
     with ExitStack() as stack:
+        stack.enter_context(enough_memory("lower --batch-size"))
         for network in networks:
             stack.enter_context(on_device(network.module, device))
         views = stack.enter_context(closing(_views(image_set, teacher, batch_size, workers)))

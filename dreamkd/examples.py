@@ -63,10 +63,11 @@ def read_labelled(spec: str | None, teacher: Classifier, *, crop_pct: float) -> 
     return Labelled(Examples(images, labels), image_set.source)
 
 
-def is_synthetic(spec: str) -> bool:
-    """Whether `spec` is a run folder, or images in one, that dreamkd synthesised.
+def is_data_free(spec: str) -> bool:
+    """Whether `spec` is a run folder, or images in one, that dreamkd synthesised without real ones.
 
-    `open_images` has checked the images against the run's manifest.
+    They are not where they competed with a student that had learned from real images. `open_images`
+    has checked the images against the run's manifest.
     """
     path = Path(spec)
     inside = path if path.name in ("shards", "images") else path.parent  # also a tar or a glob
@@ -76,6 +77,7 @@ def is_synthetic(spec: str) -> bool:
     try:
         resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
         kept = any(all((folder / part).is_dir() for part in parts) for parts in layouts)
-        return kept and not resolved["config"].get("data")
+        free = resolved.get("student_data_free", True) and not resolved["config"].get("data")
+        return kept and free
     except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -22,7 +22,7 @@ from dreamkd.config import InvertConfig
 from dreamkd.course import steps_per_batch
 from dreamkd.distributed import Workers
 from dreamkd.engine import LOOK, Runtime, enough_memory, time_limit
-from dreamkd.errors import ConfigError, RunError, Stopped
+from dreamkd.errors import ConfigError, RunError
 from dreamkd.events import Event, Finished, Hint, Note, OnEvent, Progress, ignore
 from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
@@ -32,7 +32,7 @@ from dreamkd.partners import Partners
 from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run, default_folder, open_run, requested_settings
-from dreamkd.sequence import carry, outstanding, sequential
+from dreamkd.sequence import carry, outstanding, sequential, stop_if_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +98,11 @@ def _lead(
     layout = Layout.of(config, teacher.card)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
-    decided = settled(config, teacher)
+    decided = settled(config, teacher, student=partners.student)
     _refuse_to_share(decided, workers)
     layout.batches(decided)
-    try_out(teacher, factor=coarsest(decided))
+    for network in filter(None, (teacher, partners.student)):
+        try_out(network, factor=coarsest(decided))
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run:
@@ -111,12 +112,13 @@ def _lead(
             needed = layout.room(config, teacher.card, made=run.images)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
-        given, inputs = config, partners.sha256()
+        given, inputs = config, partners.identity()
         config, runtime = prepare(
             run,
             given,
             teacher=teacher,
             prior=partners.prior,
+            student=partners.student,
             image_steps=lambda c: layout.count * steps_per_batch(c),
             inputs=inputs,
             check=check,
@@ -156,7 +158,7 @@ def _follow(workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bo
                 )
             teacher = models.load(config.model, **config.load_arguments())
             partners = Partners.load(config, teacher, on_event=ignore)
-            require_same(run, teacher, partners.sha256())
+            require_same(run, teacher, partners.identity())
             on_event = _hints_only(run.listener(on_event), worker=workers.rank)
             with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
                 _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
@@ -190,6 +192,7 @@ def _make(
     config = replace(assignment.config, device=workers.device(assignment.config.device))
     runtime, layout = Runtime.settle(config), Layout.of(config, teacher.card)
     with (
+        enough_memory("lower --image-chunk, in another --out"),
         partners.verifiers.on(runtime.device),
         partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
     ):
@@ -197,13 +200,12 @@ def _make(
         pace = _Pace(on_event, should_stop, batches=len(missing))
         for k in missing:
             start, stop = assignment.plan[k]
-            with enough_memory("--image-chunk"):
-                batch = synthesiser.batch(
-                    layout.labels(start, stop),
-                    generator=generator_for(config.seed, "batch", k),
-                    name=f"batch {k}",
-                    on_step=pace.on_step,
-                )
+            batch = synthesiser.batch(
+                layout.labels(start, stop),
+                generator=generator_for(config.seed, "batch", k),
+                name=f"batch {k}",
+                on_step=pace.on_step,
+            )
             predictions = partners.verifiers.predictions(batch.images)
             bank.add(
                 k,
@@ -244,8 +246,7 @@ class _Pace:
     """Progress over all batches: steps, images, images per second, each term, the verifiers."""
 
     def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int) -> None:
-        self._on_event = on_event
-        self._should_stop = should_stop
+        self._on_event, self._should_stop = on_event, should_stop
         self._batches = batches
         self._done = self._images = 0
         self._began = time.perf_counter()
@@ -263,8 +264,7 @@ class _Pace:
             shown |= terms | {name: 100 * n / self._images for name, n in self._hits.items()}
             done, total = self._done * steps + step, self._batches * steps
             self._on_event(Progress("invert", done, total, "steps", shown))
-        if self._should_stop():
-            raise Stopped("finished batches are kept; the same command continues")
+        stop_if_asked(self._should_stop)
 
     def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
         """A batch is complete."""

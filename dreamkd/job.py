@@ -14,7 +14,7 @@ from dreamkd.config import DistillConfig
 from dreamkd.engine import LOOK, Runtime, enough_memory
 from dreamkd.errors import Stopped
 from dreamkd.events import Note, OnEvent, Progress
-from dreamkd.examples import Examples
+from dreamkd.examples import Examples, Labelled
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.runs import Run
@@ -40,7 +40,7 @@ class Job:
     should_stop: Callable[[], bool]
     prior: Classifier | None = None  # whose statistics are matched, if not the teacher's
     given: Examples | None = None  # what `offline` trains on
-    measured: Examples | None = None  # what the student is measured on as it learns
+    measured: Labelled | None = None  # what the student is measured on as it learns
     flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
     recorder: Recorder | None = None  # of the teacher's outputs
     stored: Stored | None = None  # the teacher's outputs, if it need not run
@@ -88,6 +88,10 @@ class Job:
             )
         )
 
+    @property
+    def _measured_on(self) -> str | None:
+        return self.measured and self.measured.source
+
     def resize(self, config: DistillConfig) -> None:
         """Take other rounds, steps and warm-up, before the first step; nothing else may differ."""
         self.config = self.training.config = config
@@ -98,13 +102,15 @@ class Job:
         if saved is not None:
             self.training.restore(*saved)
             self.seconds = float(saved[1]["synthesis_seconds"])
-            self.curve = saved[1]["curve"]
+            if saved[1]["measured_on"] == self._measured_on:
+                self.curve = saved[1]["curve"]
 
     def save(self) -> None:
         """Keep the state."""
         self.flush()
         tensors, facts = self.training.state()
-        facts |= {"synthesis_seconds": self.seconds, "curve": self.curve}
+        facts |= {"synthesis_seconds": self.seconds}
+        facts |= {"curve": self.curve, "measured_on": self._measured_on}
         self.run.save_state(self.name, tensors, facts)
         self._saved_at = time.monotonic()
 
@@ -124,7 +130,7 @@ class Job:
         if any(point["step"] == step for point in self.curve):
             return
         found = measure(
-            self.training.result(examples), *self.measured, on_batch=self._stop_if_asked
+            self.training.result(examples), *self.measured.examples, on_batch=self._stop_if_asked
         )
         self.training.student.module.train()
         self.curve.append(self.point(found.top1, images=len(examples.images)))
@@ -158,7 +164,7 @@ class Job:
 
         if self.training.step < until:
             self.run.begin()
-        with enough_memory("--batch-size"):
+        with enough_memory("lower --batch-size, in another --out"):
             if self.training.step <= until:
                 self.look(examples)  # the last run was stopped before or in it
             self.training.advance(examples, until=until, on_step=on_step)

@@ -49,12 +49,13 @@ class Partners:
         )
         return cls(verifiers=verifiers, prior=prior, student=student)
 
-    def sha256(self) -> dict[str, Any]:
-        """Hashes of their weights, for the run's identity."""
+    def identity(self) -> dict[str, Any]:
+        """What of them a run depends on: hashes of their weights, what the student learned from."""
         return {
             "verifiers": self.verifiers.sha256(),
             "bn_prior_sha256": self.prior and self.prior.sha256(),
             "student_sha256": self.student and self.student.sha256(),
+            "student_data_free": self.student is None or self.student.card.data_free,
         }
 
     def synthesiser(

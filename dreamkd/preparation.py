@@ -11,7 +11,7 @@ import torch
 
 from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
-from dreamkd.engine import Runtime, twin, worth_compiling
+from dreamkd.engine import Runtime, enough_memory, twin, worth_compiling
 from dreamkd.errors import ModelError
 from dreamkd.models import Classifier
 from dreamkd.runs import Run, requested_settings, versions
@@ -25,7 +25,9 @@ def prepare(
     *,
     teacher: Classifier,
     prior: Classifier | None = None,
+    student: Classifier | None = None,
     image_steps: Callable[[Config], int],
+    budget: float | None = None,
     inputs: Mapping[str, Any],
     check: Callable[[Config], None] | None,
 ) -> tuple[Config, Runtime]:
@@ -33,7 +35,9 @@ def prepare(
 
     Args:
         prior: the network whose statistics are matched, if not the teacher.
+        student: the rival of images that compete.
         image_steps: images times steps of the whole job, by the settled settings.
+        budget: seconds that the job is to take, if its steps follow from them.
         inputs: hashes of what else the outcome depends on, such as data that are read.
         check: of the settled settings, before anything is measured; may raise. None where their
             size is not known yet.
@@ -52,14 +56,14 @@ def prepare(
             check(config)
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
-    config = replace(settled(config, teacher), **runtime.settings())
+    config = replace(settled(config, teacher, student=student), **runtime.settings())
     if check is not None:
         check(config)
     with runtime.active():
-        config = _measured(config, teacher, runtime=runtime, prior=prior)
+        config = _measured(config, teacher, runtime=runtime, prior=prior, student=student)
         if config.compile == "auto":
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
-            earns = worth_compiling(calls, image_steps=image_steps(config))
+            earns = worth_compiling(calls, image_steps=image_steps(config), seconds=budget)
             config = replace(config, compile="on" if earns else "off")
     return config, runtime
 
@@ -101,8 +105,10 @@ def _identity(teacher: Classifier, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"teacher_sha256": teacher.sha256(), "versions": versions(), **inputs}
 
 
-def settled(config: Config, teacher: Classifier) -> Config:
+def settled(config: Config, teacher: Classifier, *, student: Classifier | None = None) -> Config:
     """Every `auto` decided but the machine's and the measured, and checked as if it had been given.
+
+    Args: student: the rival of images that compete, which sees them at every stage too.
 
     Raises:
         ConfigError: what was given does not go with what follows from the model.
@@ -110,7 +116,9 @@ def settled(config: Config, teacher: Classifier) -> Config:
     if isinstance(config, DistillConfig):
         config = replace(config, budget_minutes=None)  # it becomes rounds and steps, measured
     decided = settle(config, input_size=teacher.card.input_size, std=teacher.card.std)
-    alike = batchnorm.layers(teacher.module) and _runs(teacher, factor=coarsest(decided))
+    alike = batchnorm.layers(teacher.module) and all(
+        _runs(network, factor=coarsest(decided)) for network in filter(None, (teacher, student))
+    )
     if not config.stages and not alike:
         # A transformer does not run at half its size, or is another network there.
         decided = replace(decided, stages=decided.stages[-1:])
@@ -123,7 +131,12 @@ def coarsest(config: Config) -> int:
 
 
 def _measured(
-    config: Config, teacher: Classifier, *, runtime: Runtime, prior: Classifier | None
+    config: Config,
+    teacher: Classifier,
+    *,
+    runtime: Runtime,
+    prior: Classifier | None,
+    student: Classifier | None,
 ) -> Config:
     """What is measured on the model, decided: the weight of R_feature, the chunk of a batch."""
     idle = config.idle()
@@ -135,7 +148,15 @@ def _measured(
         decided: dict[str, Any] = {**dict.fromkeys(open_, weight), "r_feature_scale": "auto"}
         config = replace(config, **decided)
     if config.image_chunk == "auto" and "image_chunk" not in idle:
-        chunk = calibration.image_chunk(teacher, config, runtime=runtime, prior=prior)
+        with enough_memory("one image does not fit; lower --input-size, or --device cpu"):
+            chunk = calibration.image_chunk(
+                teacher,
+                config,
+                runtime=runtime,
+                statistics="r_feature" not in idle,
+                prior=prior,
+                student=student,
+            )
         config = replace(config, image_chunk=chunk)
     return config
 

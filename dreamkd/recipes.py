@@ -16,15 +16,18 @@ from torch import Tensor
 from dreamkd import timetable
 from dreamkd.bank import Bank
 from dreamkd.engine import LOOK, enough_memory, to_uint8
-from dreamkd.errors import DataError, Stopped
+from dreamkd.errors import DataError
 from dreamkd.events import Hint, Progress
 from dreamkd.examples import Examples
 from dreamkd.images import Pixels
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
-from dreamkd.sequence import carry, outstanding
+from dreamkd.sequence import carry, outstanding, stop_if_asked
 from dreamkd.synthesis import OnStep
+
+#: Images of noise drawn at once: as floats they take many times the room of what is kept.
+_NOISE = 256
 
 
 def offline(job: Job) -> Examples:
@@ -91,10 +94,12 @@ def adaptive(job: Job) -> Examples:
 
 def on_noise(job: Job, *, count: int) -> Examples:
     """Train the same student on `count` images of white noise, returned: the baseline."""
-    card = job.teacher.card
-    noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
-    noise.begin(count, generator_for(job.config.seed, "noise"))
-    images = to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std)
+    card, generator = job.teacher.card, generator_for(job.config.seed, "noise")
+    images = torch.empty((count, *card.input_size), dtype=torch.uint8)
+    for part in torch.split(images, _NOISE):
+        noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
+        noise.begin(len(part), generator)
+        part.copy_(to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std))
     labels = label_range(range(card.num_classes), 0, count, seed=job.config.seed)
     examples = Examples(images, labels).near(job.runtime.device)
     job.resume()
@@ -110,7 +115,7 @@ def _make(k: int, labels: Tensor, job: Job, bank: Bank) -> Tensor:
     """
     began = time.perf_counter()
     config, card = job.config, job.teacher.card
-    with enough_memory("--image-chunk"):
+    with enough_memory("lower --image-chunk, in another --out"):
         batch = job.synthesiser.batch(
             labels,
             generator=generator_for(config.seed, "batch", k),
@@ -135,8 +140,7 @@ def _watcher(phase: str, job: Job) -> OnStep:
     def watch_step(step: int, steps: int, terms: dict[str, float]) -> None:
         if step % LOOK == 0 or step == steps:
             job.on_event(Progress(phase, step, steps, "steps", terms))
-        if job.should_stop():
-            raise Stopped("finished batches are kept; the same command continues")
+        stop_if_asked(job.should_stop)
 
     return watch_step
 

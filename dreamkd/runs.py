@@ -189,10 +189,10 @@ def open_run(folder: Path) -> Iterator[Run]:
 
     Raises: RunError: the folder cannot be made or written, is no run, or another process holds it.
     """
-    new = not folder.exists()
-    if folder.is_dir():
-        _refuse_foreign(folder)
     try:
+        new = not folder.exists()
+        if not new:
+            _refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -207,8 +207,9 @@ def open_run(folder: Path) -> Iterator[Run]:
                 "another --out"
             ) from None
         _remove_torn(folder)
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+        with suppress(OSError):  # a full disk: it only tells people who holds the lock
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
         yield Run(folder)
     finally:
         if new and not (folder / "resolved.json").exists():

@@ -6,11 +6,12 @@ in order and saves what it carries after each; any other can make any batch at a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dreamkd.bank import Bank
 from dreamkd.config import ImageConfig
 from dreamkd.config.options import AUTO
+from dreamkd.errors import Stopped
 from dreamkd.events import Hint, OnEvent
 from dreamkd.images import IMAGES
 from dreamkd.runs import Run
@@ -43,6 +44,17 @@ def outstanding(
         following, saved = 0, None
     synthesiser.restore({} if saved is None else saved[0])
     return list(range(following, len(held)))
+
+
+def stop_if_asked(should_stop: Callable[[], bool]) -> None:
+    """Between two steps of a batch.
+
+    Raises: Stopped: the batch is then made again.
+    """
+    if should_stop():
+        raise Stopped(
+            "finished batches are kept, the one at hand begins anew; the same command continues"
+        )
 
 
 def carry(run: Run, bank: Bank, synthesiser: Synthesiser, *, following: int) -> None:

@@ -36,20 +36,19 @@ class Recorder:
     """Writes the labels of one step after another."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: of a run.
-
-        Raises: RunError: it cannot be made.
-        """
+        """`folder`: of a run; nothing is made in it before `begin`."""
         self._folder = folder / FOLDER
-        make_folders(self._folder)
         self._rows: list[Top] = []
         self._first = 0  # the step of the first row
 
     def begin(self, step: int) -> None:
         """Go on before `step`: the labels of the steps before it stay.
 
-        Raises: DataError: one of them is missing or damaged.
+        Raises:
+            DataError: one of them is missing or damaged.
+            RunError: their folder cannot be made.
         """
+        make_folders(self._folder)
         self._first, self._rows = step - step % SEGMENT, []
         for first in range(0, step, SEGMENT):
             rows = _read(self._folder, first)

@@ -16,6 +16,9 @@ from dreamkd.errors import ModelError
 from dreamkd.events import Note, OnEvent
 from dreamkd.models import Classifier
 
+#: Images that are judged at once, however many are made.
+_CHUNK = 64
+
 
 class Verifiers:
     """Networks of the teacher's classes, by name."""
@@ -66,13 +69,17 @@ class Verifiers:
     @torch.inference_mode()
     def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Top-1 of every verifier, int64 (B,), for uint8 images (B, C, H, W) in [0, 255]."""
-        found = {}
-        for name, network in self._networks.items():
-            card = network.card
-            x = images.to(self._device).float() / 255
-            if x.shape[1] != card.input_size[0]:
-                x = x.mean(1, keepdim=True).expand(-1, card.input_size[0], -1, -1)
-            if x.shape[2:] != card.input_size[1:]:
-                x = F.interpolate(x, card.input_size[1:], mode="bilinear", antialias=True)
-            found[name] = network.module(normalise(x, mean=card.mean, std=card.std)).argmax(1).cpu()
-        return found
+        return {
+            name: torch.cat([self._predict(network, part) for part in torch.split(images, _CHUNK)])
+            for name, network in self._networks.items()
+        }
+
+    def _predict(self, network: Classifier, images: Tensor) -> Tensor:
+        card = network.card
+        x = images.to(self._device).float() / 255
+        if x.shape[1] != card.input_size[0]:
+            x = x.mean(1, keepdim=True).expand(-1, card.input_size[0], -1, -1)
+        if x.shape[2:] != card.input_size[1:]:
+            x = F.interpolate(x, card.input_size[1:], mode="bilinear", antialias=True)
+        top1: Tensor = network.module(normalise(x, mean=card.mean, std=card.std)).argmax(1)
+        return top1.cpu()

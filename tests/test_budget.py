@@ -43,6 +43,14 @@ def test_as_many_whole_rounds_as_fit(seconds: float, rounds: int) -> None:
     assert rounds_and_steps(config, PACE, seconds=seconds) == (rounds, 10 * rounds)
 
 
+def test_rounds_end_where_they_are_no_longer_legal_and_the_student_takes_the_rest() -> None:
+    config = settled(first_batches=5, rounds=4, steps=40)
+    # 5 first batches of 2 and 3 rounds of 3 leave 31 for steps of 0.1.
+    assert rounds_and_steps(config, PACE, seconds=50.0, most=3) == (3, 310)
+    plan = planned(config, config, Pace(0.4, 0.4, 0.0066), input_size=SIZE, seconds=120_000)
+    assert plan.rounds == 65_536
+
+
 def test_offline_a_round_is_a_step() -> None:
     config = replace(settled(steps=40), recipe="offline")
     # 50 / 0.1
@@ -51,7 +59,7 @@ def test_offline_a_round_is_a_step() -> None:
 
 def test_too_little_time_is_refused_with_what_it_takes() -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
-    with pytest.raises(ConfigError, match=r"--budget-minutes: a first round would end after 0\.2"):
+    with pytest.raises(ConfigError, match=r"a first round needs 0\.1 minutes more"):
         rounds_and_steps(config, PACE, seconds=13.9)
 
 

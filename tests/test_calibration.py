@@ -1,17 +1,24 @@
 """What is measured on a model before a run: the weight of R_feature, images that fit."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from dreamkd import calibration
+from dreamkd import calibration, models
 from dreamkd.augment import draw_view
 from dreamkd.config import ImageConfig, settle
 from dreamkd.engine import Runtime, memory
+from dreamkd.errors import ConfigError
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
-from tests.conftest import invert_config
+from dreamkd.preparation import _measured
+from tests.conftest import distill_config, invert_config
+
+SIZE = (3, 32, 32)
 
 
 def settings(digits: Classifier, scale: float = 2.0) -> ImageConfig:
@@ -58,6 +65,62 @@ def test_a_batch_that_fits_is_not_cut(digits: Classifier) -> None:
     config = settings(digits)
     runtime = Runtime.settle(config)
     assert calibration.image_chunk(digits, config, runtime=runtime) == config.image_batch_size
+
+
+def test_a_rival_takes_its_share_of_the_memory(
+    digits: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "free_memory", lambda: 20_000_000)
+    config = settle(distill_config(image_batch_size=256), input_size=digits.card.input_size)
+    runtime = Runtime.settle(config)
+    alone = calibration.image_chunk(digits, config, runtime=runtime)
+    beside = calibration.image_chunk(digits, config, runtime=runtime, student=digits.copy())
+    assert 1 < beside < alone < 256
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_the_trial_takes_statistics_where_the_job_does(
+    digits: Classifier, statistics: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator, for which `cpu:0` stands here."""
+    asked: list[bool] = []
+
+    @contextmanager
+    def objective(*_: object, statistics: bool, **__: object) -> Iterator[Callable[..., None]]:
+        asked.append(statistics)
+        yield lambda *_: None
+
+    monkeypatch.setattr(calibration, "Objective", objective)
+    monkeypatch.setattr(calibration, "spare_bytes", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    runtime = Runtime("cpu:0", "fp32", 1)
+    method = "deepinversion" if statistics else "deepdream"
+    decided = _measured(
+        settle(
+            invert_config(method=method, r_feature=1.0 if statistics else "auto"),
+            input_size=digits.card.input_size,
+        ),
+        digits,
+        runtime=runtime,
+        prior=None,
+        student=None,
+    )
+    assert decided.image_chunk == 20
+    assert asked == [statistics]
+
+
+def test_weights_that_autocast_casts_are_no_images() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 10))
+    with Runtime("cpu", "bf16", 1).autocast():
+        # The activation's result, and the input of each product, in half precision.
+        assert memory.saved_per_image(model.requires_grad_(False), (1, 8, 8)) < 4 * 4096
+
+
+def test_a_network_of_one_class_asks_for_a_weight() -> None:
+    network = models.load("cifar_resnet8", pretrained=False, num_classes=1, input_size=SIZE)
+    config = settle(invert_config(), input_size=SIZE)
+    with pytest.raises(ConfigError, match="the class loss has no gradient; give a weight"):
+        calibration.r_feature_weight(network, config, seed=0)
 
 
 def test_running_out_of_memory_halves_the_images_until_they_fit() -> None:

@@ -277,6 +277,8 @@ def test_what_is_no_file_is_said(tmp_path: Path) -> None:
         checkpoint.read(tmp_path / "missing.pt")
     with pytest.raises(ModelError, match="is a folder"):
         checkpoint.read(tmp_path)
+    with pytest.raises(ModelError, match="File name too long"):
+        checkpoint.read(tmp_path / f"{'n' * 300}.pt")
     os.mkfifo(tmp_path / "pipe.pt")
     with pytest.raises(ModelError, match="not a regular file"):
         checkpoint.read(tmp_path / "pipe.pt")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_a_machine_without_a_compiler_goes_on_with_a_hint(monkeypatch: pytest.Mo
     assert hint.text.startswith("running without torch.compile: ")
 
 
+def test_there_may_be_many_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch counts them together, since each step is a partial, and gives up after eight."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    events: list[Event] = []
+    for k in range(12):
+        step = compile_step(partial(torch.add, torch.ones(k + 1)), on_event=events.append)
+        assert step(torch.ones(k + 1)).sum() == 2 * (k + 1)
+    assert events == []
+
+
 def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,6 +140,10 @@ def test_short_jobs_are_not_compiled(digits: Classifier) -> None:
     assert worth_compiling(calls, image_steps=10**7)
     big = [Call(Layer("", torch.nn.BatchNorm2d(1)), (1, 64, 112, 112))] * 50
     assert worth_compiling(big, image_steps=84 * 600)
+    # A job that fills a given time: an eighth of it pays for 15 s and one for each of the layers.
+    enough = 8 * (15 + len(calls))
+    assert worth_compiling(calls, image_steps=1, seconds=enough)
+    assert not worth_compiling(calls, image_steps=10**7, seconds=enough - 1)
 
 
 @pytest.mark.slow

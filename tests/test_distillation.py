@@ -15,6 +15,7 @@ from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
 from dreamkd.events import Event, Hint, Progress
 from dreamkd.inversion import invert
 from dreamkd.metrics import measure
+from dreamkd.preparation import settled
 from tests.conftest import PLAIN, distill_config, invert_config
 from tests.reliability.kills import facts
 
@@ -90,6 +91,14 @@ def test_the_curve_is_of_the_student_as_it_learned(whole: Path, tmp_path: Path) 
     assert [point["step"] for point in coarse.curve] == [8, 12]
     assert coarse.curve[0]["top1"] == result["curve"][1]["top1"]
     assert coarse.student_top1 == result["student_top1"] == result["curve"][-1]["top1"]
+
+
+def test_the_curve_is_of_one_set_of_images(tmp_path: Path) -> None:
+    others = run(tmp_path / "run", eval_data="sklearn:digits:train", noise_baseline="off")
+    assert len(others.curve) == 3
+    found = run(tmp_path / "run", eval_data="sklearn:digits", noise_baseline="off")
+    assert [point["step"] for point in found.curve] == [12]
+    assert found.best_top1 == found.student_top1
 
 
 def test_a_stop_while_the_student_is_measured_loses_no_point(
@@ -349,6 +358,23 @@ def test_real_images_are_not_data_free(tmp_path: Path) -> None:
     result = run_offline(tmp_path / "run", data="sklearn:digits:train")
     assert not result.data_free
     assert not models.load(result.student).card.data_free
+
+
+def test_images_that_competed_with_a_real_student_are_not_data_free(tmp_path: Path) -> None:
+    rival = {"method": "adaptive", "student": "digits_resnet14"}
+    invert(invert_config(out=str(tmp_path / "images"), **rival))
+    assert not run_offline(tmp_path / "run", data=str(tmp_path / "images")).data_free
+    run(tmp_path / "student", student="digits_resnet14", steps=1, warmup=0)
+    assert not run_offline(tmp_path / "again", data=str(tmp_path / "student")).data_free
+
+
+def test_a_rival_that_runs_at_one_size_only_leaves_one_stage() -> None:
+    size = (3, 96, 96)
+    teacher = models.load("cifar_resnet8", pretrained=False, input_size=size)
+    rival = models.load("vit_tiny_patch16_224", pretrained=False, num_classes=10, input_size=size)
+    config = merge(DistillConfig, {"teacher": "t", "student": "s"})
+    assert settled(config, teacher).stages == (2, 1)
+    assert settled(config, teacher, student=rival).stages == (1,)
 
 
 def test_an_imagenet_student_on_small_images_gets_advice(tmp_path: Path) -> None:

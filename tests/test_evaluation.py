@@ -14,7 +14,7 @@ from torch import nn
 
 from dreamkd.data import ImageSet, Preprocessing, open_images
 from dreamkd.data.pictures import Pictures
-from dreamkd.errors import DataError, ModelError
+from dreamkd.errors import DataError, ModelError, RunError
 from dreamkd.evaluation import evaluate
 from dreamkd.events import Progress
 from dreamkd.models import Card, Classifier
@@ -125,6 +125,16 @@ def test_the_network_is_put_back(label):
     assert network.module.training
     assert not network.module.norm.training
     assert network.module.centres.requires_grad
+
+
+def test_out_of_memory_it_says_what_to_lower(monkeypatch):
+    def forward(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network = ruler()
+    monkeypatch.setattr(network.module, "forward", forward)
+    with pytest.raises(RunError, match="the device ran out of memory: lower --batch-size"):
+        evaluate(network, greys([0], [0], like=network))
 
 
 def test_class_names_of_the_network_come_first():

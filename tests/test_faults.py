@@ -95,6 +95,9 @@ dreamkd() {{ {python} -m dreamkd.cli invert digits_resnet14 --per-class 6 --imag
     --r-feature 1 --image-batch-size 20 --device cpu --threads 1 --precision fp32 --compile off \
     --quiet --out $0/run; }}
 dreamkd; echo $?                      # not enough room, known beforehand
+head -c 40k /dev/zero > $0/filler 2> /dev/null
+dreamkd; echo $?                      # no room at all, not even for a name in the lock
+rm $0/filler
 mount -o remount,size=10m tmpfs $0
 ( ulimit -f 20; dreamkd ); echo $?    # no file above 20 KiB: the first shard is larger
 mount -o remount,ro tmpfs $0
@@ -115,9 +118,10 @@ def test_a_disk_that_is_full_limited_or_read_only(tmp_path: Path) -> None:
     disk.mkdir()
     script = REAL_DISK.format(python=sys.executable)
     done = unshare("bash", "-c", script, str(disk), str(tmp_path / "copy"))
-    assert done.stdout.split() == ["6", "6", "6", "0"], done.stderr
-    room, large, frozen = done.stderr.splitlines()
+    assert done.stdout.split() == ["6", "6", "6", "6", "0"], done.stderr
+    room, none, large, frozen = done.stderr.splitlines()
     assert "will be written and 36 KiB are free" in room
+    assert "will be written and 0 bytes are free" in none
     assert "shard-000000.tar: File too large; free some room" in large
     assert "Read-only file system" in frozen
     run_invert(tmp_path / "whole")

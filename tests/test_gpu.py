@@ -46,6 +46,11 @@ def test_invert_on_a_gpu(tmp_path: Path, precision: str) -> None:
     assert len(manifest.read(tmp_path / "run" / "manifest.jsonl")) == 2
 
 
+def test_deepdream_on_a_gpu(tmp_path: Path) -> None:
+    config = invert_config(out=str(tmp_path / "run"), device="cuda", method="deepdream")
+    assert invert(config).images == 40
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_distill_on_a_gpu(tmp_path: Path, precision: str) -> None:
     config = distill_config(

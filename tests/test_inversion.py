@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from dreamkd import manifest, shards
+from dreamkd import manifest, shards, verification
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
 from dreamkd.events import Event, Progress
 from dreamkd.formats import read_run
 from dreamkd.inversion import Inversion, invert
+from dreamkd.models import Classifier
 from dreamkd.runs import Run
 from tests.conftest import invert_config
 
@@ -242,6 +244,20 @@ def test_resolved_settings_make_the_same_shards(whole: Path, tmp_path: Path) -> 
     run(tmp_path / "copy", **settings)
     for path in (whole / "shards").iterdir():
         assert (tmp_path / "copy" / "shards" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_verifiers_judge_in_parts_that_fit(
+    digits: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randint(256, (10, 1, 16, 16), dtype=torch.uint8)
+    seen: list[int] = []
+    module = digits.copy().module
+    module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    verifiers = verification.Verifiers({"copy": replace(digits, module=module)})
+    whole = verifiers.predictions(images)["copy"]
+    monkeypatch.setattr(verification, "_CHUNK", 4)
+    assert torch.equal(verifiers.predictions(images)["copy"], whole)
+    assert seen == [10, 4, 4, 2]
 
 
 def test_verifiers_are_recorded_live_and_in_the_end(tmp_path: Path) -> None:

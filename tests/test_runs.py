@@ -1,6 +1,8 @@
 """The run folder: identity, lock, manifest, state."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,8 +111,22 @@ def test_a_damaged_file_is_named(folder: Path, name: str, content: str) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"), open_run(tmp_path / "file" / "run"):
-        pass
+    for folder, reason in (("file/run", "Not a directory"), ("n" * 300, "File name too long")):
+        with pytest.raises(RunError, match=rf"cannot be written \({reason}"):  # noqa: SIM117
+            with open_run(tmp_path / folder):
+                pass
+
+
+def test_a_lock_holds_on_a_disk_without_room_for_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    other = open_run(tmp_path / "run")
+    with open_run(tmp_path / "run"), pytest.raises(RunError, match="in use by process unknown"):
+        other.__enter__()
 
 
 def test_events_and_progress_are_copied_beside_the_facts(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Stored labels: every step's own, across files, stops and damage."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,20 @@ def test_labels_of_an_unfinished_run_are_refused(made: Path, whole: Path, tmp_pa
     (tmp_path / "other" / "resolved.json").write_text(json.dumps(resolved))
     with pytest.raises(ConfigError, match="is not finished, or was made without --store-labels"):
         run(tmp_path / "run", made, labels=str(tmp_path / "other"))
+
+
+def test_more_labels_than_classes_take_no_more_room(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=4 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert run(tmp_path / "run", made, store_labels=65536, steps=8).steps == 8
+
+
+def test_a_budget_that_is_too_short_leaves_no_folder(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a first round needs"):
+        run(tmp_path / "run", made, steps="auto", store_labels=3, budget_minutes=0.001)
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_without_data_are_refused() -> None:

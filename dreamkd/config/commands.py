@@ -130,8 +130,8 @@ class LimitConfig:
         above=0,
         maximum=10**6,
         identity=False,
-        help="stop after so many minutes, everything saved, with exit code 8; the same command "
-        "continues",
+        help="stop after so many minutes with exit code 8; the same command continues, but an "
+        "unfinished batch of images begins anew: allow the time of one",
     )
 
 

@@ -80,7 +80,11 @@ def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
         DataError: `spec` is not of a legal form, nothing is there, or what is there is damaged.
     """
     scheme, _, rest = spec.partition(":")
-    pictures = OPENERS[scheme](rest) if scheme in OPENERS else open_path(spec)
+    try:
+        pictures = OPENERS[scheme](rest) if scheme in OPENERS else open_path(spec)
+    except OSError as error:  # not allowed, a name too long, a link to nothing
+        reason = error.strerror or error
+        raise DataError(f"cannot read {error.filename or spec}: {reason}") from error
     return ImageSet(pictures, preprocessing)
 
 

@@ -22,7 +22,10 @@ class _Torchvision(Pictures):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        picture, label = self.dataset[index]
+        try:
+            picture, label = self.dataset[index]
+        except (OSError, ValueError) as error:  # some sets are opened file by file
+            raise DataError(f"{self.name(index)}: {error}") from error
         return picture, int(label)
 
 
@@ -61,7 +64,7 @@ def open_torchvision(rest: str) -> Pictures:
         dataset = getattr(torchvision.datasets, name)(root, download=False, **known.splits[split])
     except ImportError as error:
         raise DataError(f"torchvision:{name} cannot be read: {error}") from error
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
+    except Exception as error:  # whatever it says of files that are not what it wrote
         raise DataError(
             f"torchvision:{name} expects its files in {Path(root) / known.files} ({error}); fetch "
             f"them with torchvision.datasets.{name}('{root}', {known.fetch(split)}download=True)"

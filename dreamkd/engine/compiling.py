@@ -15,32 +15,44 @@ from dreamkd.events import Hint, OnEvent
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
+#: Graphs of one step, by sizes of its batch, stages and kinds of view. torch counts those of all
+#: steps together, and gives up after eight.
+_MOST_GRAPHS = 256
+
 _KEEPS_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
 
 
-def worth_compiling(calls: Sequence[Call], *, image_steps: int) -> bool:
+def worth_compiling(
+    calls: Sequence[Call], *, image_steps: int, seconds: float | None = None
+) -> bool:
     """Whether compiling earns its time back, by a rule that needs no clock.
 
     A rule, not a timing: the decision must be the same in every run of the same command. Measured
     on two CPU cores, with nothing cached: compiling costs about 15 s and another for each
-    batch-norm layer, and saves about 6 ns per element that flows into one.
+    batch-norm layer, and saves about 6 ns per element that flows into one. A job that fills a given
+    time is compiled where that costs it no more than an eighth.
 
     Args:
         calls: the batch-norm calls of a forward pass on one image.
         image_steps: images times steps, over the whole job.
+        seconds: that the job is to take, if it takes what it is given; then its steps do not count.
     """
+    cost = 15 + len(calls)
+    if seconds is not None:
+        return seconds >= 8 * cost
     elements = sum(math.prod(call.shape) for call in calls)
-    return image_steps * elements * 6e-9 > 15 + len(calls)
+    return image_steps * elements * 6e-9 > cost
 
 
 def compile_step(function: Step, *, on_event: OnEvent) -> Step:
     """`function` compiled into one graph; eager, with a hint, on a machine that cannot compile."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
     state, kept = {"call": compiled}, _kept_between_runs()
+    limit = torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS)
 
     def step(*args: Any, **kwargs: Any) -> Any:
         try:
-            with kept:
+            with kept, limit:
                 return state["call"](*args, **kwargs)
         except Exception as error:
             # No compiler, an unsupported operation: torch has no common class for these.

@@ -14,19 +14,22 @@ from dreamkd.errors import DivergedError, RunError
 #: Steps between two looks at the terms of a loss: each look is a host sync.
 LOOK = 25
 
+#: What torch says when the system refuses it main memory.
+_REFUSED = "DefaultCPUAllocator"
+
 
 @contextmanager
-def enough_memory(option: str) -> Iterator[None]:
-    """Name the option that makes the work smaller when the device runs out of memory.
+def enough_memory(advice: str) -> Iterator[None]:
+    """Say how to make the work smaller when the device runs out of memory.
 
     Raises: RunError: it did.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"the device ran out of memory; what was finished is kept: lower {option}"
-        ) from error
+    except RuntimeError as error:  # of a GPU it has a class of its own, of main memory only words
+        if not isinstance(error, torch.OutOfMemoryError) and _REFUSED not in str(error):
+            raise
+        raise RunError(f"the device ran out of memory: {advice}") from error
 
 
 def check_finite(terms: Mapping[str, float], *, where: str) -> None:

@@ -40,6 +40,15 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
     return sum(kept.values())
 
 
+def saved_per_image(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Bytes that a forward pass keeps for each image more, of (C, H, W).
+
+    The difference leaves out what it keeps once, such as weights that autocast has cast.
+    """
+    one, two = (saved_bytes(model, torch.zeros(count, *input_size)) for count in (1, 2))
+    return two - one
+
+
 def images_that_fit(bytes_per_image: int, *, free: int) -> int:
     """Images whose step takes at most `_SHARE` of `free` bytes, at least one."""
     return max(1, int(_SHARE * free / (_OVERHEAD * max(1, bytes_per_image))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,7 @@ def _path(spec: str) -> Path | None:
         return zoo.BUNDLED / f"{spec}.safetensors"
     path = Path(spec)
     looks_like_one = path.suffix in _SUFFIXES or len(path.parts) > 1
-    if looks_like_one or (path.exists() and spec not in zoo.all_names()):
+    if looks_like_one or (os.path.exists(spec) and spec not in zoo.all_names()):
         return path
     return None
 

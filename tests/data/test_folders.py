@@ -98,6 +98,15 @@ def test_an_empty_class_folder_is_refused_since_it_shifts_labels(tmp_path):
         open_images(str(tmp_path), preprocessing=GREY)
 
 
+def test_what_the_system_refuses_to_open_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read nnn.*: File name too long"):
+        open_images("n" * 300, preprocessing=GREY)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"cannot read .*/a/x\.png: No such file"):
+        open_images(str(tmp_path), preprocessing=GREY)
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_tars_of_class_folders_by_glob(tmp_path, form):
     long = "x" * 90 + "/" + "y" * 130  # needs an extended header in GNU and pax

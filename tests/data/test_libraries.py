@@ -68,6 +68,22 @@ def test_torchvision_mnist(tmp_path):
     assert images.source == f"torchvision's MNIST at {tmp_path}: 2 pictures, test split"
 
 
+def test_damaged_files_of_torchvision_are_one_line(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(bytes(64))
+    with pytest.raises(DataError, match="expects its files in"):
+        open_images(f"torchvision:MNIST:{tmp_path}", preprocessing=RGB)
+    names = tmp_path / "dtd" / "dtd" / "labels"
+    names.mkdir(parents=True)
+    (names / "test1.txt").write_text("banded/gone.jpg\n")
+    images = open_images(f"torchvision:DTD:{tmp_path}", preprocessing=RGB)
+    with pytest.raises(DataError, match=r"picture 0 of torchvision's DTD .*gone\.jpg"):
+        images[0]
+
+
 def test_torchvision_cifar10(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

@@ -105,6 +105,7 @@ def test_preprocessing_is_the_weights_own() -> None:
         ("fasterrcnn_resnet50_fpn", "no model named"),
         ("vit_base_patch14_dinov2", "feature extractor"),
         ("missing.pt", "missing.pt does not exist"),
+        ("n" * 300, "no model named"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(name: str, message: str) -> None:

