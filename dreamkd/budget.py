@@ -96,11 +96,12 @@ def rounds_and_steps(
 ) -> tuple[int, int]:
     """The most rounds, each with its share of student steps, that end within `seconds`.
 
-        first_batches first + rounds (batch + step steps / rounds) = seconds
+        first_batches first + rounds batch + steps step = seconds
 
     Args:
-        config: settled; the ratio of its `steps` and `rounds` is kept, and its `first_batches`.
-        most: rounds; what time they leave is the student's.
+        config: settled; its `first_batches` are kept, and the ratio of its `steps` and `rounds` but
+            for what time is left of another round, which is the student's.
+        most: rounds.
     Returns: rounds and steps; of the recipe `offline` a round is a step.
     Raises: ConfigError: not even one round fits.
     """
@@ -108,14 +109,12 @@ def rounds_and_steps(
     each = 1.0 if offline else int(config.steps) / max(1, int(config.rounds))
     before = 0 if offline else int(config.first_batches) * pace.first
     a_round = each * pace.step + (0 if offline else pace.batch)
-    rounds = int((seconds - before) / a_round)
+    rounds = min(int((seconds - before) / a_round), MOST_STEPS if offline else most)
     if rounds < 1:
         missing = math.ceil((before + a_round - seconds) / 6) / 10
         raise ConfigError(f"--budget-minutes: a first round needs {missing} minutes more")
-    steps = rounds * each
-    if not offline and rounds > most:
-        rounds, steps = most, (seconds - before - most * pace.batch) / pace.step
-    return rounds, min(round(steps), MOST_STEPS)
+    left = seconds - before - (0 if offline else rounds * pace.batch)
+    return rounds, min(round(left / pace.step), MOST_STEPS)
 
 
 def _most_rounds(job: Job) -> int:

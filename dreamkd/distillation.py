@@ -130,7 +130,7 @@ def distill(
             prior=prior,
             student=student,
             image_steps=_image_steps,
-            budget=60 * config.budget_minutes if config.budget_minutes else None,
+            budget=60 * config.budget_minutes / _graphs(config) if config.budget_minutes else None,
             inputs=inputs,
             check=None if planning else check,
         )
@@ -192,6 +192,11 @@ def _image_steps(config: DistillConfig) -> int:
     """Images times steps of the whole job; compiling gains a tenth as much on a student step."""
     learned = int(config.steps) * int(config.batch_size) // 10
     return learned if config.data else learned + _images(config) * steps_per_batch(config)
+
+
+def _graphs(config: DistillConfig) -> int:
+    """What is compiled: the student's step, and images alone, with a rival, and refined."""
+    return 1 if config.data else 4
 
 
 def _images(config: DistillConfig) -> int:

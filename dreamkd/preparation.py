@@ -37,7 +37,8 @@ def prepare(
         prior: the network whose statistics are matched, if not the teacher.
         student: the rival of images that compete.
         image_steps: images times steps of the whole job, by the settled settings.
-        budget: seconds that the job is to take, if its steps follow from them.
+        budget: seconds that the job is to take, if its steps follow from them, for each graph that
+            it compiles.
         inputs: hashes of what else the outcome depends on, such as data that are read.
         check: of the settled settings, before anything is measured; may raise. None where their
             size is not known yet.

@@ -140,8 +140,8 @@ def test_short_jobs_are_not_compiled(digits: Classifier) -> None:
     assert worth_compiling(calls, image_steps=10**7)
     big = [Call(Layer("", torch.nn.BatchNorm2d(1)), (1, 64, 112, 112))] * 50
     assert worth_compiling(big, image_steps=84 * 600)
-    # A job that fills a given time: an eighth of it pays for 15 s and one for each of the layers.
-    enough = 8 * (15 + len(calls))
+    # A job that fills a given time: a fifth of it pays for 15 s and one for each of the layers.
+    enough = 5 * (15 + len(calls))
     assert worth_compiling(calls, image_steps=1, seconds=enough)
     assert not worth_compiling(calls, image_steps=10**7, seconds=enough - 1)
 

@@ -30,16 +30,17 @@ def worth_compiling(
     A rule, not a timing: the decision must be the same in every run of the same command. Measured
     on two CPU cores, with nothing cached: compiling costs about 15 s and another for each
     batch-norm layer, and saves about 6 ns per element that flows into one. A job that fills a given
-    time is compiled where that costs it no more than an eighth.
+    time is compiled where that costs it no more than a fifth.
 
     Args:
         calls: the batch-norm calls of a forward pass on one image.
         image_steps: images times steps, over the whole job.
-        seconds: that the job is to take, if it takes what it is given; then its steps do not count.
+        seconds: of the time that the job is given, if it is, for each graph that it compiles; then
+            its steps do not count.
     """
     cost = 15 + len(calls)
     if seconds is not None:
-        return seconds >= 8 * cost
+        return seconds >= 5 * cost
     elements = sum(math.prod(call.shape) for call in calls)
     return image_steps * elements * 6e-9 > cost
 
