@@ -76,7 +76,6 @@ def test_the_readme_has_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} >= {"inspect", "invert", "distill", "eval"}
 
 
-@pytest.mark.xdist_group("readme")  # a command may read what those before it made
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_command(command: str, place: Path) -> None:
     if "resnet50" in command and "invert" in command:
