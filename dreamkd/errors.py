@@ -44,7 +44,7 @@ class DataError(DreamkdError):
 
 
 class RunError(DreamkdError):
-    """A run folder cannot be written, is locked, or belongs to a different configuration."""
+    """A run folder cannot be written, is locked or of a different run; or memory ran out."""
 
     exit_code = 6
 
@@ -73,7 +73,7 @@ EXIT_CODES: dict[int, str] = {
     3: "model: not found, not recognised, not trusted or not loadable",
     4: "no batch norm: the network stores no usable running statistics",
     5: "data: a data set or shard is missing, damaged or does not fit the model",
-    6: "run: the folder is not writable, locked, full or holds a different run",
+    6: "run: the folder is not writable, locked, full or of a different run; or memory ran out",
     7: "diverged: a loss term became NaN or infinite",
     8: "stopped on request; state saved, the same command continues",
     130: "interrupted (Ctrl-C); state saved, the same command continues",
