@@ -193,12 +193,13 @@ class View(NamedTuple):
 
 
 def draw_view(
-    batch: int, *, shift: int, flip: bool, smallest: float, generator: Generator | None
+    batch: int, *, shift: int, flip: bool, smallest: float | None, generator: Generator | None
 ) -> View:
-    """Draw a view of each image; arguments as of `draw_roll` and `draw_crop`."""
+    """Draw a view of each image; arguments as of `draw_roll` and `draw_crop`, None for no crop."""
     roll = draw_roll(batch, shift=shift, flip=flip, generator=generator)
-    window = draw_crop(batch, smallest=smallest, generator=generator) if smallest < 1 else None
-    return View(roll, window)
+    if smallest is None:
+        return View(roll, None)
+    return View(roll, draw_crop(batch, smallest=smallest, generator=generator))
 
 
 def see(images: Tensor, view: View) -> Tensor:

@@ -59,7 +59,7 @@ def r_feature_weight(
             teacher, alone, runtime=runtime, statistics=statistics, prior=prior
         ) as objective:
             x, labels = _noise(teacher, _IMAGES, seed=seed)
-            view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
+            view = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
     if sizes[0] == 0:
         raise ConfigError("--r-feature auto: the class loss has no gradient; give a weight")
@@ -104,9 +104,9 @@ def image_chunk(
             teacher, tried, runtime=runtime, statistics=statistics, prior=prior, rival=rival
         ) as objective:
             x, labels = (t.to(device) for t in _noise(teacher, size, seed=0))
-            view = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
+            view = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
             objective(x, labels, view.to(device))
-            torch.cuda.synchronize()  # host sync: until then nothing has run out
+            torch.cuda.synchronize(device)  # host sync: until then nothing has run out
         del beside
 
     return largest_that_fits(attempt, count)

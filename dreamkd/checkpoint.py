@@ -35,6 +35,7 @@ CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state
 PREFIXES = ("module.", "_orig_mod.")
 
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
+_CODE_LIMIT = 2**26  # bytes that the compressed code of a TorchScript archive may unpack to
 _HOLDS_CODE = re.compile(
     r"Unsupported (global|operand|class|type)|Trying to (call|instantiate)|unsupported GLOBAL"
 )
@@ -108,7 +109,7 @@ def _head(path: Path) -> bytes:
             raise ModelError(f"{path} is a folder; pass the checkpoint file inside it")
         if not path.is_file():
             reason = "is not a regular file" if path.exists() else "does not exist"
-            raise ModelError(f"checkpoint {path} {reason}")
+            raise ModelError(f"checkpoint {path} {reason}{_of_a_hub(path)}")
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError as error:
@@ -116,6 +117,15 @@ def _head(path: Path) -> bytes:
     if not head:
         raise ModelError(f"checkpoint {path} is empty; copy or download it again")
     return head
+
+
+def _of_a_hub(path: Path) -> str:
+    """What to do about a name of the model hub, which has the form of a path."""
+    if path.parts[0] == "timm":
+        return f"; a model of timm is written timm:{path.name}"
+    if str(path).startswith(("hf-hub:", "hf_hub:")):
+        return "; download its model.safetensors and pass that"
+    return ""
 
 
 def _looks_like_safetensors(head: bytes) -> bool:
@@ -135,7 +145,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 def _read_torch(path: Path, *, trust_pickle: bool) -> Any:
     if zipfile.is_zipfile(path):
-        _refuse_inflation(path)
+        _refuse_inflation(path, trust_pickle=trust_pickle)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of old storage classes and of TorchScript
@@ -147,10 +157,10 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> Any:
 
 def _reading_failed(path: Path, error: Exception, *, trust_pickle: bool) -> ModelError:
     text = str(error)
-    if not trust_pickle and "TorchScript" in text:
+    if trust_pickle and isinstance(error, ImportError | AttributeError):
         return ModelError(
-            f"{path} is a TorchScript archive, which holds code; save its state_dict(), or pass "
-            "--trust-pickle if you trust who made it"
+            f"{path} holds a module whose class cannot be imported here ({text}); put its folder "
+            "on PYTHONPATH, or save its state_dict()"
         )
     if isinstance(error, pickle.UnpicklingError) and _HOLDS_CODE.search(text):
         named = re.search(r"GLOBAL ([\w.]+)", text)
@@ -163,15 +173,25 @@ def _reading_failed(path: Path, error: Exception, *, trust_pickle: bool) -> Mode
     return ModelError(f"{path} is a damaged or unusable torch file: {first}")
 
 
-def _refuse_inflation(path: Path) -> None:
-    """Refuse archives that unpack to more than they are: torch stores its records as they are."""
+def _refuse_inflation(path: Path, *, trust_pickle: bool) -> None:
+    """Refuse archives that unpack to more than they are: torch stores its records as they are.
+
+    But for TorchScript's, whose code is compressed: they are taken when they are trusted.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path} is a damaged torch file: {error}") from error
+    scripted = any(member.filename.endswith("/constants.pkl") for member in members)
+    if scripted and not trust_pickle:
+        raise ModelError(
+            f"{path} is a TorchScript archive, which holds code; save its state_dict(), or pass "
+            "--trust-pickle if you trust who made it"
+        )
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+    room = path.stat().st_size + (_CODE_LIMIT if scripted else 0)
+    if not (stored or scripted) or sum(member.file_size for member in members) > room:
         raise ModelError(
             f"{path} is a compressed archive, which torch never writes: it may unpack to any size; "
             "save it again with torch.save"
@@ -230,7 +250,7 @@ def _checked(path: Path, found: Checkpoint) -> Checkpoint:
             raise ModelError(f"{where} is complex; weights are real numbers")
         if tensor.is_floating_point() and not _finite(tensor):
             raise ModelError(f"{where} has NaN or infinite values; the training diverged")
-    state = {name: tensor.detach() for name, tensor in _without_prefixes(found.state).items()}
+    state = {name: tensor.detach() for name, tensor in without_prefixes(found.state).items()}
     return Checkpoint(state, found.metadata, found.container, found.model_name)
 
 
@@ -240,7 +260,9 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries without `PREFIXES`, as far as all of them have them."""
+    state = dict(state)
     for _ in range(4):  # torch.compile around DataParallel, or the other way round, or an average
         for prefix in PREFIXES:
             if all(name.startswith(prefix) for name in state):

@@ -17,10 +17,11 @@ from dreamkd import batchnorm, models, samples, softlabels, timetable
 from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.course import steps_per_batch
-from dreamkd.engine import Runtime, enough_memory, time_limit
+from dreamkd.engine import Runtime, enough_memory, require_memory, time_limit
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
 from dreamkd.files import require_room
+from dreamkd.identity import requested_settings
 from dreamkd.images import IMAGES
 from dreamkd.job import Job
 from dreamkd.metrics import measure
@@ -28,8 +29,11 @@ from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
 from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, on_noise
-from dreamkd.runs import Run, default_folder, open_run, requested_settings
+from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.softlabels import Recorder, Stored
+
+#: What makes the bank smaller.
+_FEWER = "lower --rounds, --first-batches or --image-batch-size"
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _CHEAP = 64
@@ -64,10 +68,13 @@ class Distillation:
 def distill(
     config: DistillConfig,
     *,
+    teacher: Classifier | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Distillation:
     """Train `student` from `teacher` into a run folder; resume it if it is there.
+
+    Args: teacher: the network, else what `config.teacher` names; with one it only names the run.
 
     Raises:
         ConfigError: an option does not fit the model, or the time is too short.
@@ -80,7 +87,7 @@ def distill(
     """
     began = time.perf_counter()
     should_stop = time_limit(should_stop, minutes=config.max_minutes)
-    teacher = models.load(config.teacher, **config.load_arguments())
+    teacher = teacher or models.load(config.teacher, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
     student = starting_student(config, teacher, on_event=on_event)
     # But for what is measured: the same whatever the machine.
@@ -100,8 +107,9 @@ def distill(
     try_out(student, training=True)
     if decided.recipe != "offline" and decided.competition:
         try_out(student, factor=coarsest(decided))  # as a rival it sees every stage
-    labelled = read_labelled(config.eval_data, teacher, crop_pct=teacher.card.crop_pct)
-    data = read_labelled(config.data, teacher, crop_pct=1.0)  # shards are used as they are
+    labelled = read_labelled(config.eval_data, teacher, on_event=on_event)
+    # Shards are used as they are.
+    data = read_labelled(config.data, teacher, crop_pct=1.0, on_event=on_event)
     inputs: dict[str, Any] = {
         "data_pixels_sha256": data and _pixels_sha256(data.examples),
         "bn_prior_sha256": prior and prior.sha256(),
@@ -120,6 +128,8 @@ def distill(
 
         def check(config: DistillConfig) -> None:
             needed = _room(config, student, run)
+            if not config.data:
+                require_memory(_images(config), teacher.card.input_size, advice=_FEWER)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
         given, planning = config, bool(config.budget_minutes) and run.resolved is None
@@ -161,7 +171,7 @@ def distill(
                 config = fit(job, given=given, began=began)
                 check(config)
                 job.resize(config)
-            keep(run, given, config, teacher=teacher, inputs=inputs)
+            keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
             on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
             examples = RECIPES[config.recipe](job)
             student = job.training.result(examples)
@@ -258,7 +268,7 @@ def _accuracies(
     curve = [*job.curve, job.point(found.top1, images=images)]
     best = max(curve, key=lambda point: point["top1"])
     return {
-        "teacher_top1": measure(job.teacher, *data.examples).top1,
+        "teacher_top1": found.teacher_top1,
         "student_top1": found.top1,
         "noise_top1": measure(baseline, *data.examples).top1 if baseline else None,
         "agreement": found.agreement,

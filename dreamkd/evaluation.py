@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dreamkd.data import ImageSet, Preprocessing, batches, check_classes, check_labels
+from dreamkd.data import ImageSet, batches, check_classes, check_labels
 from dreamkd.engine import Runtime, enough_memory, normalise, on_device
 from dreamkd.errors import DataError, ModelError
 from dreamkd.events import OnEvent, Progress, ignore
@@ -121,11 +121,11 @@ def _views(
 ) -> Generator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of (images for the classifier, the same for the teacher, labels)."""
     with closing(batches(image_set, batch_size, workers=workers)) as own:
-        if teacher is None or Preprocessing.of(teacher.card) == image_set.preprocessing:
+        theirs = image_set if teacher is None else image_set.wanted_by(teacher.card)
+        if theirs.preprocessing == image_set.preprocessing:
             for images, labels in own:
                 yield images, images, labels
             return
-        theirs = image_set.with_preprocessing(Preprocessing.of(teacher.card))
         with closing(batches(theirs, batch_size, workers=workers)) as others:
             for (images, labels), (teacher_images, _) in zip(own, others, strict=True):
                 yield images, teacher_images, labels

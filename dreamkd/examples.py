@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
-from dreamkd.engine import spare_bytes
+from dreamkd.engine import require_memory, spare_bytes
+from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 
 #: Folders in which a run keeps its images, by format.
@@ -35,10 +36,12 @@ class Examples(NamedTuple):
 
         The host does not wait for what the device computes.
         """
-        images = self.images[index.to(self.images.device, non_blocking=True)]
-        if images.device == torch.device(device):
-            return images
-        return images.pin_memory().to(device, non_blocking=True)
+        if self.images.device.type != "cpu" or device == "cpu":
+            return self.images[index.to(self.images.device, non_blocking=True)]
+        pinned = torch.empty(
+            (len(index), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True
+        )
+        return torch.index_select(self.images, 0, index, out=pinned).to(device, non_blocking=True)
 
 
 class Labelled(NamedTuple):
@@ -48,29 +51,42 @@ class Labelled(NamedTuple):
     source: str
 
 
-def read_labelled(spec: str | None, teacher: Classifier, *, crop_pct: float) -> Labelled | None:
+def read_labelled(
+    spec: str | None, teacher: Classifier, *, on_event: OnEvent = ignore, **given: Any
+) -> Labelled | None:
     """Labelled images at the teacher's input size, all of them; None without `spec`.
 
-    Raises: DataError: not readable, or of other classes.
+    Args: given: fields of `Preprocessing` that are not the teacher's own.
+
+    Raises:
+        DataError: not readable, or of other classes.
+        RunError: there is no memory for them.
     """
     if spec is None:
         return None
-    how = replace(Preprocessing.of(teacher.card), crop_pct=crop_pct)
-    image_set = open_images(spec, preprocessing=how)
+    image_set = open_images(spec, preprocessing=Preprocessing.of(teacher.card))
+    image_set = image_set.wanted_by(teacher.card, **given)
     check_classes(image_set, teacher.card)
-    images, labels = stack(image_set)
+    require_memory(len(image_set), teacher.card.input_size, advice=f"{spec} holds too many")
+    images, labels = stack(image_set, on_event=on_event)
     check_labels(labels, teacher.card, image_set)
     return Labelled(Examples(images, labels), image_set.source)
 
 
 def is_data_free(spec: str) -> bool:
-    """Whether `spec` is a run folder, or images in one, that dreamkd synthesised without real ones.
+    """Whether `spec` names images in run folders that dreamkd synthesised without real ones.
 
     They are not where they competed with a student that had learned from real images. `open_images`
-    has checked the images against the run's manifest.
+    has checked the images against the runs' manifests.
+
+    Args: spec: a run folder, its shards/ or images/, a tar in it, or a glob of tars.
     """
-    path = Path(spec)
-    inside = path if path.name in ("shards", "images") else path.parent  # also a tar or a glob
+    paths = [Path(spec)] if Path(spec).exists() else [Path(name) for name in glob.glob(spec)]
+    return bool(paths) and all(_is_data_free(path) for path in paths)
+
+
+def _is_data_free(path: Path) -> bool:
+    inside = path if path.name in ("shards", "images") else path.parent  # also a tar
     folder = inside.parent if inside.name == "shards" or path.name == "images" else path
     # Without records/, a folder called images/ is read as anyone's class folders.
     layouts = _LAYOUTS[1:] if path.name == "images" else _LAYOUTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -48,6 +49,33 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             f"cannot write {path}: {error.strerror or error}; free some room or choose "
             "another --out, then run the same command again"
         ) from error
+
+
+def lock(handle: int, folder: Path) -> None:
+    """Lock an open file of `folder` until it is closed, by whatever end of the process.
+
+    Raises: RunError: another process holds the lock, or the file system has none.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 64, 0).decode(errors="replace").strip()
+        raise RunError(
+            f"{folder} is in use by process {holder or 'unknown'}; wait for it, or choose another "
+            "--out"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"--out {folder}: its file system locks no files ({error.strerror}); choose a folder "
+            "on another one"
+        ) from None
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a killed process had not finished writing."""
+    for pattern in (".*.part", "*/.*.part", "images/*/.*.part"):
+        for part in folder.glob(pattern):
+            part.unlink()
 
 
 def require_room(folder: Path, needed: int) -> str:

@@ -61,11 +61,13 @@ class Inspection:
         return tuple(layer.name for layer in self.layers if layer.calls > 1)
 
     @property
-    def error(self) -> NoBatchNormError | None:
-        """What to raise, after showing the table, when there is nothing to invert with."""
+    def error(self) -> ModelError | NoBatchNormError | None:
+        """What to raise, after showing the table, when it cannot be inverted."""
         if self.invertible:
             return None
         why = self.verdict.removeprefix("not, because ")
+        if not self.card.takes_pictures:
+            return ModelError(f"{self.card.architecture} cannot be inverted: {why}")
         return NoBatchNormError(
             f"{self.card.architecture} stores no usable batch-norm statistics: {why}"
         )
@@ -160,6 +162,8 @@ def _summary(values: Tensor) -> Summary:
 def _judge(layers: tuple[LayerReport, ...], norms: dict[str, int], card: Card) -> tuple[bool, str]:
     """Whether R_feature has statistics to match, and in words why not."""
     count = len(layers)
+    if not card.takes_pictures:
+        return False, f"not, because its {card.input_size[0]} channels are neither grey nor RGB"
     if not layers:
         found = ", ".join(f"{number} {kind}" for kind, number in norms.items()) or "no norm at all"
         return False, f"not, because it has no batch norm (it has {found})"

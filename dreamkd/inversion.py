@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dreamkd import models
 from dreamkd.bank import Bank
-from dreamkd.batch import Batch
 from dreamkd.config import InvertConfig
 from dreamkd.course import steps_per_batch
 from dreamkd.distributed import Workers
-from dreamkd.engine import LOOK, Runtime, enough_memory, time_limit
+from dreamkd.engine import Runtime, enough_memory, time_limit
 from dreamkd.errors import ConfigError, RunError
-from dreamkd.events import Event, Finished, Hint, Note, OnEvent, Progress, ignore
+from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
+from dreamkd.identity import requested_settings
 from dreamkd.layout import Layout
 from dreamkd.models import Classifier
+from dreamkd.pace import Pace, hints_only
 from dreamkd.partners import Partners
 from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
 from dreamkd.randomness import generator_for
-from dreamkd.runs import Run, default_folder, open_run, requested_settings
-from dreamkd.sequence import carry, outstanding, sequential, stop_if_asked
+from dreamkd.runs import Run, default_folder, open_run
+from dreamkd.sequence import carry, outstanding, sequential
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +55,13 @@ class Inversion:
 def invert(
     config: InvertConfig,
     *,
+    teacher: Classifier | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Inversion:
     """Synthesise `per_class` images of every class into a run folder; resume it if it is there.
+
+    Args: teacher: the network, else what `config.model` names; with one it only names the run.
 
     Raises:
         ConfigError: an option does not fit the model.
@@ -73,8 +75,8 @@ def invert(
     workers = Workers.of_environment()
     with workers.joined():
         if workers.leads:
-            return _lead(config, workers, on_event=on_event, should_stop=should_stop)
-        return _follow(workers, on_event=on_event, should_stop=should_stop)
+            return _lead(config, workers, teacher, on_event=on_event, should_stop=should_stop)
+        return _follow(workers, teacher, on_event=on_event, should_stop=should_stop)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ class _Assignment:
 
 
 def _lead(
-    config: InvertConfig, workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bool]
+    config: InvertConfig,
+    workers: Workers,
+    teacher: Classifier | None,
+    *,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
 ) -> Inversion:
     """Decide what the run is, make a share of its batches, and end it."""
     began = time.perf_counter()
-    teacher = models.load(config.model, **config.load_arguments())
+    teacher = teacher or models.load(config.model, **config.load_arguments())
     on_event(Note(f"teacher: {teacher.card.source}"))
     partners = Partners.load(config, teacher, on_event=on_event)
     layout = Layout.of(config, teacher.card)
@@ -123,7 +130,7 @@ def _lead(
             inputs=inputs,
             check=check,
         )
-        keep(run, given, config, teacher=teacher, inputs=inputs)
+        keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
         if workers.world > 1:
             on_event(Note(f"{workers.world} workers; progress is that of the first one's share"))
@@ -144,7 +151,13 @@ def _lead(
     return workers.told(result)
 
 
-def _follow(workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bool]) -> Inversion:
+def _follow(
+    workers: Workers,
+    teacher: Classifier | None,
+    *,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> Inversion:
     """Make a share of the batches that the leader tells of."""
     finished: bool = workers.told()
     if not finished:
@@ -156,23 +169,13 @@ def _follow(workers: Workers, *, on_event: OnEvent, should_stop: Callable[[], bo
                 raise RunError(
                     f"{assignment.folder} holds no run here; all workers need the same folder"
                 )
-            teacher = models.load(config.model, **config.load_arguments())
+            teacher = teacher or models.load(config.model, **config.load_arguments())
             partners = Partners.load(config, teacher, on_event=ignore)
             require_same(run, teacher, partners.identity())
-            on_event = _hints_only(run.listener(on_event), worker=workers.rank)
+            on_event = hints_only(run.listener(on_event), worker=workers.rank)
             with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
                 _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
     return workers.told()
-
-
-def _hints_only(on_event: OnEvent, *, worker: int) -> OnEvent:
-    """What a worker has to say beside the leader."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Hint):
-            on_event(Hint(f"worker {worker}: {event.text}"))
-
-    return listen
 
 
 def _make(
@@ -197,7 +200,7 @@ def _make(
         partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
     ):
         missing = workers.share(outstanding(run, synthesiser, assignment.held, on_event=on_event))
-        pace = _Pace(on_event, should_stop, batches=len(missing))
+        pace = Pace(on_event, should_stop, batches=len(missing))
         for k in missing:
             start, stop = assignment.plan[k]
             batch = synthesiser.batch(
@@ -240,40 +243,6 @@ def _refuse_to_share(config: InvertConfig, workers: Workers) -> None:
         )
     if config.device not in ("auto", "cpu", "cuda", "cuda:0"):
         raise ConfigError(f"--device {config.device}: each worker takes its own; leave it out")
-
-
-class _Pace:
-    """Progress over all batches: steps, images, images per second, each term, the verifiers."""
-
-    def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int) -> None:
-        self._on_event, self._should_stop = on_event, should_stop
-        self._batches = batches
-        self._done = self._images = 0
-        self._began = time.perf_counter()
-        self._hits: dict[str, int] = {}
-
-    def on_step(self, step: int, steps: int, terms: dict[str, float]) -> None:
-        """Report now and then; stop when asked: the batch is then made again.
-
-        Raises: Stopped.
-        """
-        if step % LOOK == 0 or step == steps:
-            shown = {"images": float(self._images)}
-            if self._images:
-                shown["images/s"] = self._images / (time.perf_counter() - self._began)
-            shown |= terms | {name: 100 * n / self._images for name, n in self._hits.items()}
-            done, total = self._done * steps + step, self._batches * steps
-            self._on_event(Progress("invert", done, total, "steps", shown))
-        stop_if_asked(self._should_stop)
-
-    def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
-        """A batch is complete."""
-        self._done += 1
-        self._images += len(batch.labels)
-        for name, top1 in {"teacher": batch.predictions, **predictions}.items():
-            hits = int((top1 == batch.labels).sum())
-            key = f"{name} %"
-            self._hits[key] = self._hits.get(key, 0) + hits
 
 
 def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:

@@ -159,7 +159,8 @@ class Job:
                 self.on_event(Progress(self.name, step, total, "steps", terms))
             self._stop_if_asked()
             self.look(examples)
-            if step == until or time.monotonic() - self._saved_at > _SAVE_EVERY:
+            last = step == int(self.config.steps)
+            if last or time.monotonic() - self._saved_at > _SAVE_EVERY:
                 self.save()
 
         if self.training.step < until:

@@ -95,9 +95,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Percent right, and percent on which a teacher says the same (None without one)."""
+    """Percent right, of a teacher too, and percent on which both say the same."""
 
     top1: float
+    teacher_top1: float | None  # None without one
     agreement: float | None
 
 
@@ -118,9 +119,9 @@ def measure(
         on_batch: called before every 500 images; may raise to stop.
     """
     device = next(classifier.module.parameters()).device
-    accuracy = Accuracy(classifier.card.num_classes, device=device)
-    agreement = Agreement(device=device)
     networks = [classifier] if teacher is None else [classifier, teacher]
+    accuracies = [Accuracy(network.card.num_classes, device=device) for network in networks]
+    agreement = Agreement(device=device)
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(on_device(network.module, device))
@@ -128,9 +129,11 @@ def measure(
             on_batch()
             part = slice(start, start + 500)
             logits = [_logits(network, images[part].to(device)) for network in networks]
-            accuracy.add(logits[0], labels[part].to(device))
+            for accuracy, given in zip(accuracies, logits, strict=True):
+                accuracy.add(given, labels[part].to(device))
             agreement.add(logits[0], logits[-1])
-    return Measurement(accuracy.top1, agreement.percent if teacher is not None else None)
+    top1 = [accuracy.top1 for accuracy in accuracies]
+    return Measurement(top1[0], *((top1[1], agreement.percent) if teacher else (None, None)))
 
 
 def _logits(network: Classifier, images: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ def starting_student(
 ) -> Classifier:
     """The student of `distill` at step 0: fresh, pretrained, or from a checkpoint.
 
-    A fresh one sees pictures as the teacher does; another normalises them as it always did.
+    Each is shown pictures of the teacher's size and crop; a fresh one normalises them as the
+    teacher does, another as it always did. Pretrained weights of other classes get a fresh head.
 
     Raises:
         ConfigError: pretrained weights are asked for, and a file is given.
@@ -105,13 +106,14 @@ def starting_student(
         raise ConfigError(f"--student-pretrained has no effect with --student {spec}: it is a file")
     if file or config.student_pretrained:
         student = models.load(spec, input_size=card.input_size, trust_pickle=config.trust_pickle)
+        if config.student_pretrained and student.card.num_classes != card.num_classes:
+            student = models.with_new_head(student, num_classes=card.num_classes, seed=config.seed)
         _require_alike(student, teacher)
         ours, theirs = student.card.class_names, card.class_names
         if ours != theirs and set(ours) == set(theirs):
             raise ModelError(f"--student {spec}: its classes are in another order than the model's")
         free = student.card.data_free and not config.student_pretrained
         named = replace(student.card, class_names=theirs or ours, data_free=free)
-        student = replace(student, card=named)
     else:
         _advise(spec, teacher, on_event)
         student = models.create(
@@ -123,13 +125,9 @@ def starting_student(
             class_names=card.class_names,
             seed=config.seed,
         )
-        seen = replace(
-            student.card,
-            interpolation=card.interpolation,
-            crop_pct=card.crop_pct,
-            data_free=True,  # until it learns from something real
-        )
-        student = replace(student, card=seen)
+        named = replace(student.card, data_free=True)  # until it learns from something real
+    seen = replace(named, interpolation=card.interpolation, crop_pct=card.crop_pct)
+    student = replace(student, card=seen)
     on_event(Note(f"student: {student.card.source}"))
     return student
 

@@ -12,9 +12,11 @@ import torch
 from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
 from dreamkd.engine import Runtime, enough_memory, twin, worth_compiling
-from dreamkd.errors import ModelError
+from dreamkd.errors import ModelError, RunError
+from dreamkd.events import Note, OnEvent
+from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
 from dreamkd.models import Classifier
-from dreamkd.runs import Run, requested_settings, versions
+from dreamkd.runs import Run
 
 Config = TypeVar("Config", InvertConfig, DistillConfig)
 
@@ -50,9 +52,7 @@ def prepare(
     requested = requested_settings(config)
     if run.resume(requested):
         require_same(run, teacher, inputs)
-        assert run.resolved is not None
-        decided = {k: v for k, v in run.resolved["config"].items() if k in requested}
-        config = merge(type(config), {**_all(config), **decided})
+        config = _resumed(run, config)
         if check is not None:
             check(config)
         return config, Runtime.settle(config)
@@ -64,19 +64,54 @@ def prepare(
         config = _measured(config, teacher, runtime=runtime, prior=prior, student=student)
         if config.compile == "auto":
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
-            earns = worth_compiling(calls, image_steps=image_steps(config), seconds=budget)
+            earns = worth_compiling(
+                calls, image_steps=image_steps(config), device=runtime.device, seconds=budget
+            )
             config = replace(config, compile="on" if earns else "off")
     return config, runtime
 
 
+def _resumed(run: Run, given: Config) -> Config:
+    """What was decided when the run began, on a device of this machine of the same kind.
+
+    Paths are as they are given now: what they hold has been found to be the same.
+
+    Raises: RunError: there is none.
+    """
+    assert run.resolved is not None
+    requested = requested_settings(given)
+    decided = {
+        name: value
+        for name, value in run.resolved["config"].items()
+        if name in requested and name not in BY_CONTENT
+    }
+    device = Runtime.settle(given).device
+    if device_kind(device) != decided["device"]:
+        raise RunError(
+            f"{run.folder} was made on {decided['device']}, and this would be on {device}; choose "
+            "another --out"
+        )
+    return merge(type(given), {**_all(given), **decided, "device": device})
+
+
 def keep(
-    run: Run, given: Config, decided: Config, *, teacher: Classifier, inputs: Mapping[str, Any]
+    run: Run,
+    given: Config,
+    decided: Config,
+    *,
+    teacher: Classifier,
+    inputs: Mapping[str, Any],
+    on_event: OnEvent,
 ) -> None:
     """Make the folder a run, unless it is one: what was given and what was decided, once.
 
     Args: inputs: as `prepare` was given them.
     Raises: RunError: the folder cannot be written.
     """
+    if given.verbose:
+        for name, value in _all(decided).items():
+            if value != getattr(given, name):
+                on_event(Note(f"{name} = {value} (decided)"))
     if run.resolved is not None:
         return
     outside = {f.name for base in (OutputConfig, LimitConfig) for f in fields(base)} | {"out"}
@@ -84,9 +119,12 @@ def keep(
         {
             "command": type(decided).__name__.removesuffix("Config").lower(),
             "requested": requested_settings(given),
-            "config": {k: v for k, v in _all(decided).items() if k not in outside},
-            "teacher": _facts(teacher),
+            "config": {
+                **{k: v for k, v in _all(decided).items() if k not in outside},
+                "device": device_kind(decided.device),
+            },
             **_identity(teacher, inputs),
+            "versions": versions(),
         }
     )
 
@@ -94,16 +132,20 @@ def keep(
 def require_same(run: Run, teacher: Classifier, inputs: Mapping[str, Any]) -> None:
     """Check that what a run depends on beside its settings is what it was.
 
+    A run that is complete stays so whatever the versions of what made it.
+
     Args: inputs: as `prepare` was given them.
     Raises: RunError: it is not.
     """
     for name, value in _identity(teacher, inputs).items():
-        run.require(name, value)
+        run.require(name, as_json(value))
+    if run.result is None:
+        run.require_versions()
 
 
 def _identity(teacher: Classifier, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on beside its settings."""
-    return {"teacher_sha256": teacher.sha256(), "versions": versions(), **inputs}
+    return {"teacher": _facts(teacher), "teacher_sha256": teacher.sha256(), **inputs}
 
 
 def settled(config: Config, teacher: Classifier, *, student: Classifier | None = None) -> Config:
@@ -174,18 +216,23 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
     channels, height, width = card.input_size
     shape = (channels, height // factor, width // factor)
     size = "x".join(map(str, shape))
-    if channels not in (1, 3):
+    if not card.takes_pictures:
         raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
     probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
     try:
         with torch.no_grad():
-            probe.train(training)(torch.zeros(2, *shape))
+            outputs = probe.train(training)(torch.zeros(2, *shape))
     except Exception as error:  # whatever an operation says of a shape it cannot take
         raise ModelError(
             f"{card.architecture} does not run on images of {size}: {error}; choose another network"
             ", --input-size or --stages"
         ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, card.num_classes):
+        raise ModelError(
+            f"{card.architecture} gives no row of {card.num_classes} logits for each image; choose "
+            "another network"
+        )
 
 
 def _runs(classifier: Classifier, *, factor: int) -> bool:
@@ -201,7 +248,7 @@ def _all(config: InvertConfig | DistillConfig) -> dict[str, Any]:
 
 
 def _facts(teacher: Classifier) -> dict[str, Any]:
-    """The teacher's card without what differs from machine to machine."""
+    """The teacher's card without where it came from, which differs from machine to machine."""
     facts = asdict(teacher.card)
-    del facts["source"]
+    del facts["source"], facts["weights"]
     return facts

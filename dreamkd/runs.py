@@ -10,7 +10,6 @@ events.jsonl, progress.json, env.json   times, host, progress: never compared
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -18,8 +17,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,16 @@ from torch import Tensor
 from dreamkd import manifest, states
 from dreamkd.errors import DataError, ModelError, RunError
 from dreamkd.events import Event, Hint, OnEvent, Progress, ignore
-from dreamkd.files import write_atomically
+from dreamkd.files import lock, remove_torn, write_atomically
+from dreamkd.identity import as_json, differing, differing_versions, is_path
 
 _PROGRESS_EVERY = 2.0  # seconds between two writes of progress.json
-_FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")  # of checkpoints
+
+#: What a run writes into its folder; anything else that lies there is left alone.
+_OURS = (
+    *("manifest.jsonl", "result.json", "events.jsonl", "progress.json", "contact-sheet.png"),
+    *("shards", "images", "records", "labels", "student.safetensors", "state-*.safetensors"),
+)
 
 
 class Run:
@@ -52,22 +56,14 @@ class Run:
     def resume(self, requested: Mapping[str, Any]) -> bool:
         """Whether the folder holds this very run; False if it is new.
 
-        A setting agrees when it is what was asked for then, or what was decided then: `auto` and
-        the value it led to are the same wish.
-
         Raises: RunError: it holds a different run; the line names every differing setting.
         """
         if self.resolved is None:
             return False
         then, decided = self.resolved["requested"], self.resolved["config"]
-        differing = [
-            f"{name} is {decided.get(name)!r} there and {value!r} here"
-            for name, value in requested.items()
-            if value not in (then.get(name), decided.get(name))
-        ]
-        if differing:
+        if others := differing(requested, then=then, decided=decided):
             raise RunError(
-                f"{self.folder} holds a different run: {'; '.join(differing)}; choose another "
+                f"{self.folder} holds a different run: {'; '.join(others)}; choose another "
                 "--out, or give the same settings to continue it"
             )
         return True
@@ -95,6 +91,18 @@ class Run:
             raise RunError(
                 f"{self.folder} was made with {name} {_short(then)}, which is now "
                 f"{_short(value)}; choose another --out"
+            )
+
+    def require_versions(self) -> None:
+        """Check that work goes on with the packages that it began with.
+
+        Raises: RunError: one is of another version.
+        """
+        assert self.resolved is not None
+        if others := differing_versions(self.resolved.get("versions", {})):
+            raise RunError(
+                f"{self.folder} was made with {', '.join(others)}; install what it was made with, "
+                "or choose another --out"
             )
 
     @property
@@ -145,7 +153,11 @@ class Run:
         return self.folder / f"state-{name}.safetensors"
 
     def begin(self) -> None:
-        """Work begins: what an earlier end said no longer holds."""
+        """Work begins: what an earlier end said no longer holds.
+
+        Raises: RunError: as of `require_versions`.
+        """
+        self.require_versions()
         (self.folder / "result.json").unlink(missing_ok=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -198,15 +210,8 @@ def open_run(folder: Path) -> Iterator[Run]:
     except OSError as error:
         raise RunError(f"--out {folder}: cannot be written ({error.strerror})") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(handle, 64, 0).decode(errors="replace").strip()
-            raise RunError(
-                f"{folder} is in use by process {holder or 'unknown'}; wait for it, or choose "
-                "another --out"
-            ) from None
-        _remove_torn(folder)
+        lock(handle, folder)
+        remove_torn(folder)
         with suppress(OSError):  # a full disk: it only tells people who holds the lock
             os.truncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
@@ -220,54 +225,35 @@ def open_run(folder: Path) -> Iterator[Run]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raises: RunError: files lie in the folder, and no run of ours."""
+    """Logs may lie in the folder, but no other folder, and nothing that a run would replace.
+
+    Raises: RunError: something does, and no run of ours.
+    """
     if (folder / "resolved.json").exists():
         return
-    ours = {".lock", "env.json"}
-    found = [p.name for p in folder.iterdir() if p.name not in ours and p.suffix != ".part"]
+    found = [
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() or any(path.match(name) for name in _OURS)
+    ]
     if found:
         raise RunError(
             f"--out {folder} is not empty and holds no run ({found[0]}); choose another folder"
         )
 
 
-def _remove_torn(folder: Path) -> None:
-    """Remove what a killed process had not finished writing."""
-    for pattern in (".*.part", "*/.*.part", "images/*/.*.part"):
-        for part in folder.glob(pattern):
-            part.unlink()
-
-
 def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Path:
     """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new."""
-    stem = Path(model).stem if Path(model).suffix in _FILES or "/" in model else model
+    stem = Path(model).stem if is_path(model) else model
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     number = 1
     while (folder := Path("runs") / f"{command}-{stem}-{number}").exists():
         resolved = _read_json(folder / "resolved.json")
-        same = resolved is not None and resolved.get("requested") == _as_json(requested)
+        same = resolved is not None and resolved.get("requested") == as_json(requested)
         if same and not (folder / "result.json").exists():
             return folder
         number += 1
     return folder
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages whose arithmetic a run depends on."""
-    return {name: version(name) for name in ("dreamkd", "torch", "torchvision", "timm")}
-
-
-def requested_settings(config: Any) -> dict[str, Any]:
-    """The settings that make up a run's identity, as JSON values."""
-    return {
-        f.name: _as_json(getattr(config, f.name))
-        for f in fields(config)
-        if f.metadata["option"].identity
-    }
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _pretty(value: Mapping[str, Any]) -> bytes:

@@ -92,10 +92,11 @@ class Stored:
         """
         first = step - step % SEGMENT
         if first != self._first:
-            self._rows, self._first = _read(self._folder, first), first
+            # At once: a copy for every step would wait for the one before it.
+            self._rows, self._first = _read(self._folder, first, device=self._device), first
         if step - first >= len(self._rows):
             raise DataError(f"{_path(self._folder, first)} ends before step {step}")
-        return Top(*(part.to(self._device) for part in self._rows[step - first]))
+        return self._rows[step - first]
 
 
 def require_same(run: Path, now: Mapping[str, Any]) -> int:
@@ -140,8 +141,8 @@ def _path(folder: Path, first: int) -> Path:
     return folder / f"steps-{first:08d}.safetensors"
 
 
-def _read(folder: Path, first: int) -> list[Top]:
-    """The rows of the file that begins with step `first`."""
+def _read(folder: Path, first: int, *, device: str = "cpu") -> list[Top]:
+    """The rows of the file that begins with step `first`, on the device."""
     path = _path(folder, first)
     try:
         tensors, facts = states.read(path)
@@ -149,4 +150,5 @@ def _read(folder: Path, first: int) -> list[Top]:
         raise DataError(f"labels of the teacher are missing: {error}") from error
     if facts.get("first") != first:
         raise DataError(f"{path} holds the labels of other steps")
-    return [Top(*row) for row in zip(tensors["classes"], tensors["log_prob"], strict=True)]
+    parts = (tensors[name].to(device) for name in ("classes", "log_prob"))
+    return [Top(*row) for row in zip(*parts, strict=True)]

@@ -249,12 +249,14 @@ class Synthesiser:
 
     def _view(self, factor: int, attempt: _Attempt) -> View:
         """Draw how the network sees each image."""
-        config = self.config
+        config, done = self.config, attempt.done / attempt.total
+        end = float(config.crop)
         view = draw_view(
             len(attempt.labels),
             shift=round(int(config.jitter) / factor),
             flip=config.flip == "on",
-            smallest=smallest_crop(attempt.done / attempt.total, end=float(config.crop)),
+            # A crop of all at first: the same graph as those that follow.
+            smallest=smallest_crop(done, end=end) if end < 1 else None,
             generator=attempt.generator,
         )
         return view.to(self.runtime.device)

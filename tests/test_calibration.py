@@ -30,7 +30,7 @@ def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier)
     config = settings(digits, 2.0)
     weight = calibration.r_feature_weight(digits, config, seed=0)
     x, labels = calibration._noise(digits, 64, seed=0)
-    view = draw_view(64, shift=0, flip=False, smallest=1.0, generator=None)
+    view = draw_view(64, shift=0, flip=False, smallest=None, generator=None)
     norms = []
     for ce, r_feature in ((1.0, 0.0), (0.0, weight)):
         alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)
@@ -92,7 +92,7 @@ def test_the_trial_takes_statistics_where_the_job_does(
 
     monkeypatch.setattr(calibration, "Objective", objective)
     monkeypatch.setattr(calibration, "spare_bytes", lambda _: 0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     runtime = Runtime("cpu:0", "fp32", 1)
     method = "deepinversion" if statistics else "deepdream"
     decided = _measured(

@@ -136,14 +136,16 @@ def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(
 
 def test_short_jobs_are_not_compiled(digits: Classifier) -> None:
     calls = trace(digits.module, torch.zeros(1, 1, 16, 16))
-    assert not worth_compiling(calls, image_steps=100 * 128)
-    assert worth_compiling(calls, image_steps=10**7)
+    assert not worth_compiling(calls, image_steps=100 * 128, device="cpu")
+    assert worth_compiling(calls, image_steps=10**7, device="cpu")
     big = [Call(Layer("", torch.nn.BatchNorm2d(1)), (1, 64, 112, 112))] * 50
-    assert worth_compiling(big, image_steps=84 * 600)
+    assert worth_compiling(big, image_steps=84 * 600, device="cpu")
+    assert not worth_compiling(big, image_steps=84 * 600, device="cuda:0")
+    assert worth_compiling(big, image_steps=84 * 60000, device="cuda:0")
     # A job that fills a given time: a fifth of it pays for 15 s and one for each of the layers.
     enough = 5 * (15 + len(calls))
-    assert worth_compiling(calls, image_steps=1, seconds=enough)
-    assert not worth_compiling(calls, image_steps=10**7, seconds=enough - 1)
+    assert worth_compiling(calls, image_steps=1, device="cpu", seconds=enough)
+    assert not worth_compiling(calls, image_steps=10**7, device="cpu", seconds=enough - 1)
 
 
 @pytest.mark.slow

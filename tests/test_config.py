@@ -150,8 +150,8 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
                 assert [by_name[name].parse(value) for value in given] == given
     shared = (*options(ImageConfig), *options(CompetitionConfig))
     autos = {field.name for field in shared if field.default in ("auto", ())}
-    student = {"first_batches", "rounds", "steps", "batch_size", "lr", "cutmix", "temperature"}
-    assert set(PRESETS["fast"]) - autos == student
+    student = {"first_batches", "rounds", "steps", "batch_size", "lr", "weight_decay", "cutmix"}
+    assert set(PRESETS["fast"]) - autos == {*student, "temperature"}
     assert autos - set(PRESETS["fast"]) == {"image_chunk", "images"}  # measured; by the recipe
     for values in OTHER_IMAGES.values():
         assert set(values) <= set(PRESETS["fast"])
@@ -309,7 +309,19 @@ def test_combinations(config: type, values: dict[str, Any], line: str) -> None:
     assert str(refusal.value).startswith(line)
 
 
-def test_one_side_is_a_square_colour_image() -> None:
-    config = InspectConfig(model="m", input_size=(32,))
-    assert config.load_arguments()["input_size"] == (3, 32, 32)
-    assert InspectConfig(model="m").load_arguments()["input_size"] is None
+def test_what_is_said_of_a_model_reaches_the_one_that_loads_it() -> None:
+    said = {
+        "arch": "resnet18",
+        "num_classes": 7,
+        "input_size": (1, 20, 30),
+        "mean": (0.4,),
+        "std": (0.2,),
+        "trust_pickle": True,
+    }
+    assert InspectConfig(model="m", **said).load_arguments() == said  # type: ignore[arg-type]
+    unsaid = dict.fromkeys(said) | {"trust_pickle": False}
+    assert InspectConfig(model="m").load_arguments() == unsaid
+
+
+def test_one_side_is_a_square_of_the_channels_that_there_are() -> None:
+    assert InspectConfig(model="m", input_size=(32,)).load_arguments()["input_size"] == (32, 32)

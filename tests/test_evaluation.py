@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ def test_networks_that_do_not_fit_are_refused():
     images = greys([0], [0], like=network)
     with pytest.raises(ModelError, match=r"teacher timm:ruler has 5 classes, but timm:ruler has 6"):
         evaluate(network, images, teacher=ruler(5))
-    colour = images.with_preprocessing(Preprocessing(input_size=(3, 4, 4)))
+    colour = replace(images, preprocessing=Preprocessing(input_size=(3, 4, 4)))
     with pytest.raises(DataError, match=r"preprocessed to 3 channels, but timm:ruler takes 1"):
         evaluate(network, colour)
 

@@ -55,7 +55,7 @@ def student_of(teacher: Classifier) -> Classifier:
 def test_terms_and_gradient_are_those_of_the_plain_formula_in_float64(digits: Classifier) -> None:
     config = settings(digits, tv_l2=0.1, l2=0.2, first_bn=3)
     x, _ = batch((1, 16, 16))
-    still = draw_view(len(x), shift=0, flip=False, smallest=1.0, generator=None)
+    still = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
     with Objective(digits, config, runtime=Runtime.settle(config)) as objective:
         found = objective(x, LABELS, still)
         names = objective.term_names()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import runs
 from dreamkd.errors import RunError
 from dreamkd.events import Note, Progress
+from dreamkd.identity import as_json
 from dreamkd.runs import default_folder, open_run
 
 RESOLVED = {
@@ -149,7 +149,7 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
     first = default_folder("invert", "a/t.pt", wish)
     assert first == Path("runs/invert-t-1")
     with open_run(first) as run:
-        run.settle({"requested": runs._as_json(wish), "config": {}})
+        run.settle({"requested": as_json(wish), "config": {}})
     assert default_folder("invert", "a/t.pt", wish) == first
     assert default_folder("invert", "a/t.pt", {**wish, "seed": 1}) == Path("runs/invert-t-2")
     with open_run(first) as run:

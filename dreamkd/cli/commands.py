@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import RenderableType
 
@@ -24,10 +24,6 @@ from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfi
 from dreamkd.distributed import Workers
 from dreamkd.errors import ConfigError, DreamkdError
 from dreamkd.events import Hint, Note, OnEvent
-
-if TYPE_CHECKING:
-    from dreamkd.data import Preprocessing
-    from dreamkd.models import Classifier
 
 ShouldStop = Callable[[], bool]
 
@@ -72,6 +68,9 @@ def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop
     classifier = models.load(config.model, **weights, **config.load_arguments())
     on_event(Note(classifier.card.source))
     found = inspection.inspect(classifier)
+    if config.save is not None:
+        models.save(classifier, config.save)
+        on_event(Note(f"written: {config.save}"))
     return Answer(found.to_json(), tables.inspection(found), found.error)
 
 
@@ -88,7 +87,10 @@ def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) 
     if config.teacher is not None:
         teacher = models.load(config.teacher, trust_pickle=config.trust_pickle)
         on_event(Note(f"teacher: {teacher.card.source}"))
-    images = data.open_images(config.data, preprocessing=_preprocessing(config, classifier))
+    given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
+    images = data.open_images(
+        config.data, preprocessing=data.Preprocessing.of(classifier.card)
+    ).wanted_by(classifier.card, **{k: v for k, v in given.items() if v is not None})
     on_event(Note(f"{images.source}; {runtime.describe()}"))
     with runtime.active():
         found = evaluation.evaluate(
@@ -120,15 +122,6 @@ def distill(config: DistillConfig, *, on_event: OnEvent, should_stop: ShouldStop
 
     found = workflow(config, on_event=on_event, should_stop=should_stop)
     return Answer(found.to_json(), tables.distillation(found, config))
-
-
-def _preprocessing(config: EvalConfig, classifier: Classifier) -> Preprocessing:
-    """The model's own, with what the user overrides."""
-    from dreamkd.data import Preprocessing
-
-    given: dict[str, Any] = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
-    own = Preprocessing.of(classifier.card)
-    return dataclasses.replace(own, **{k: v for k, v in given.items() if v is not None})
 
 
 @contextmanager

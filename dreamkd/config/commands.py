@@ -32,7 +32,7 @@ class ModelConfig:
         None, group=_MODEL, minimum=1, help="number of classes, else from the weights"
     )
     input_size: tuple[int, ...] = option(
-        (), group=_MODEL, minimum=1, help="C,H,W in pixels (H alone: 3,H,H), else the model's own"
+        (), group=_MODEL, minimum=1, help="C,H,W in pixels (H alone: H,H), else the model's own"
     )
     mean: tuple[float, ...] = option(
         (), group=_MODEL, help="normalisation mean per channel in [0,1], else the model's own"
@@ -57,7 +57,7 @@ class ModelConfig:
         return {
             "arch": self.arch,
             "num_classes": self.num_classes,
-            "input_size": ((3, *size, *size) if len(size) == 1 else size) or None,
+            "input_size": (2 * size if len(size) == 1 else size) or None,
             "mean": self.mean or None,
             "std": self.std or None,
             "trust_pickle": self.trust_pickle,
@@ -145,10 +145,18 @@ class InspectConfig(ModelConfig, OutputConfig):
     no_pretrained: bool = option(
         False, group=_MODEL, help="look at the architecture alone, without weights or download"
     )
+    save: str | None = option(
+        None,
+        group=_MODEL,
+        help="also write it to this file (safetensors), with its architecture, input size and "
+        "normalisation, so that no command needs an option to read it",
+    )
 
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(InspectConfig, self)
+        if self.save is not None and self.no_pretrained:
+            raise ConfigError("--save has no effect with --no-pretrained")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "steps": (800, 6000, 20000),
         "batch_size": (128, 128, 128),
         "lr": (0.1, 0.1, 0.1),
+        "weight_decay": (5e-4, 5e-4, 5e-4),
         "cutmix": (0.0, 1.0, 1.0),
         "temperature": (4.0, 20.0, 20.0),
         "competition": (1.0, 1.0, 1.0),
@@ -87,6 +88,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "steps": (50000, 50000, 100000),
         "batch_size": (256, 256, 256),
         "lr": (0.1, 0.1, 0.1),
+        "weight_decay": (1e-4, 1e-4, 1e-4),
         "cutmix": (0.0, 0.0, 0.0),
         "temperature": (3.0, 3.0, 3.0),
         "competition": (10.0, 10.0, 0.2),
@@ -123,6 +125,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "steps": (50000, 50000, 100000),
         "batch_size": (256, 256, 256),
         "lr": (0.1, 0.1, 0.1),
+        "weight_decay": (1e-4, 1e-4, 1e-4),
         "cutmix": (0.0, 0.0, 0.0),
         "temperature": (3.0, 3.0, 3.0),
         "competition": (10.0, 10.0, 0.2),
@@ -163,6 +166,7 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
         "steps": 9720,
         "batch_size": 128,
         "lr": 0.1,
+        "weight_decay": 5e-4,
         "cutmix": 0.0,
         "temperature": 20.0,
         "competition": 1.33,
@@ -211,7 +215,7 @@ def settle(
     if not generated:  # pixels before and after
         values["refine_r_feature"] = chosen["r_feature"]
     values["image_warmup"] = min(values["image_warmup"], int(chosen["image_steps"]) // 10)
-    values["warmup"] = int(chosen["steps"]) // 20
+    values["warmup"] = int(chosen["steps"]) // 20 if config.preset == "fast" else 0
     deciding = ("images", "refine_steps", "r_feature")  # whether others have an effect
     known = {name: chosen[name] for name in deciding if chosen[name] is not None}
     idle = replace(config, **known).idle()

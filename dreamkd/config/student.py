@@ -18,8 +18,8 @@ class StudentConfig:
     student_pretrained: bool = option(
         False,
         group=STUDENT,
-        help="start from the pretrained weights of the student's architecture; then the result is "
-        "not data-free",
+        help="start from the pretrained weights of the student's architecture, with a fresh head "
+        "where the teacher has another number of classes; then the result is not data-free",
     )
     recipe: str = option(
         "auto",
@@ -67,14 +67,18 @@ class StudentConfig:
     momentum: float = option(
         0.9, group=STUDENT, minimum=0, maximum=0.9999, help="SGD's Nesterov momentum"
     )
-    weight_decay: float = option(
-        5e-4, group=STUDENT, minimum=0, help="of weights, not of biases or batch norm"
+    weight_decay: float | str = option(
+        "auto",
+        group=STUDENT,
+        minimum=0,
+        auto=BY_PRESET,
+        help="of weights, not of biases or batch norm",
     )
     warmup: int | str = option(
         "auto",
         group=STUDENT,
         minimum=0,
-        auto="a twentieth of --steps",
+        auto="a twentieth of --steps with --preset fast, else 0",
         help="student steps in which the rate rises linearly",
     )
     cutmix: float | str = option(

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from dreamkd.data.libraries import open_sklearn, open_torchvision
 from dreamkd.data.pictures import FORMS, Pictures
 from dreamkd.data.preprocessing import Preprocessing, preprocess
 from dreamkd.errors import DataError
+from dreamkd.events import OnEvent, Progress, ignore
 
 if TYPE_CHECKING:
     from dreamkd.models import Card
@@ -36,6 +37,10 @@ __all__ = [
     "preprocess",
     "stack",
 ]
+
+
+#: Pictures that a thread decodes in a row.
+_READ = 256
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,15 @@ class ImageSet:
         """One line that says what is read."""
         return self.pictures.source
 
-    def with_preprocessing(self, preprocessing: Preprocessing) -> ImageSet:
-        """The same pictures as another network wants them."""
-        return replace(self, preprocessing=preprocessing)
+    def wanted_by(self, card: Card, **given: Any) -> ImageSet:
+        """The same pictures as a network wants them; those that were synthesised are not cropped.
+
+        Args: given: fields of `Preprocessing` to take instead.
+        """
+        how = Preprocessing.of(card)
+        if self.pictures.synthesised:
+            how = replace(how, crop_pct=1.0)
+        return replace(self, preprocessing=replace(how, **given))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -106,7 +117,7 @@ def batches(
     try:
         for start in starts:
             part = range(start, min(start + batch_size, len(image_set)))
-            pending.append(pool.submit(stack, image_set, part))
+            pending.append(pool.submit(_read, image_set, part))
             if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
@@ -115,10 +126,23 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-def stack(image_set: ImageSet, indices: range | None = None) -> tuple[Tensor, Tensor]:
-    """Read the whole set, or `indices` of it, into memory: uint8 (N, C, H, W), int64 (N,)."""
-    chosen = range(len(image_set)) if indices is None else indices
-    images, labels = zip(*(image_set[index] for index in chosen), strict=True)
+def stack(image_set: ImageSet, *, on_event: OnEvent = ignore) -> tuple[Tensor, Tensor]:
+    """Read the whole set into memory: uint8 (N, C, H, W), int64 (N,).
+
+    Args: on_event: told of `Progress` now and then.
+    """
+    count = len(image_set)
+    images = torch.empty((count, *image_set.preprocessing.input_size), dtype=torch.uint8)
+    labels, done = torch.empty(count, dtype=torch.int64), 0
+    for part, truth in batches(image_set, _READ):
+        images[done : done + len(part)], labels[done : done + len(part)] = part, truth
+        done += len(part)
+        on_event(Progress("read", done, count, "images"))
+    return images, labels
+
+
+def _read(image_set: ImageSet, part: range) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*(image_set[index] for index in part), strict=True)
     return torch.stack(images), torch.tensor(labels)
 
 

@@ -88,7 +88,7 @@ def _open_run_of_folders(run: Path) -> PictureFiles:
     if foreign:
         raise DataError(f"{min(foreign)} is no image of the run in {run}; remove it")
     source = f"{run}: {len(entries)} pictures of a run, equal to the manifest"
-    return PictureFiles(entries, source=source, class_names=())
+    return PictureFiles(entries, source=source, class_names=(), synthesised=True)
 
 
 def _picture_files(folder: Path) -> list[Path]:
@@ -114,7 +114,7 @@ def _open_tars(spec: str, tars: Sequence[Path]) -> PictureFiles:
     if any((tar, _key(member.name) + end) in beside for tar, member in pictures for end in _LABELS):
         entries = [_labelled(tar, member, beside) for tar, member in pictures]
         source = f"{what}, WebDataset layout{checked}"
-        return PictureFiles(entries, source=source, class_names=())
+        return PictureFiles(entries, source=source, class_names=(), synthesised=bool(checked))
     folders = [PurePosixPath(member.name).parent.name for _, member in pictures]
     if "" in folders:
         nameless = pictures[folders.index("")][1].name

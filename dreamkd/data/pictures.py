@@ -30,9 +30,12 @@ MAX_BYTES = 2**28
 class Pictures(ABC):
     """Numbered pictures with labels; reading is safe from several threads at once."""
 
-    def __init__(self, *, source: str, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, source: str, class_names: Sequence[str] = (), synthesised: bool = False
+    ) -> None:
         self.source = source  # one human line: what is read
         self.class_names = tuple(class_names)  # by label; empty if the data do not name them
+        self.synthesised = synthesised  # by a run, at a network's own size: nothing to crop
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -59,8 +62,15 @@ class Entry(NamedTuple):
 class PictureFiles(Pictures):
     """Pictures as picture files, loose or inside tars."""
 
-    def __init__(self, entries: Sequence[Entry], *, source: str, class_names: Sequence[str]):
-        super().__init__(source=source, class_names=class_names)
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        *,
+        source: str,
+        class_names: Sequence[str],
+        synthesised: bool = False,
+    ):
+        super().__init__(source=source, class_names=class_names, synthesised=synthesised)
         self.entries = entries
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import LOOK, check_finite, enough_memory, time_limit
-from dreamkd.engine.memory import chunks, spare_bytes
+from dreamkd.engine.memory import chunks, require_memory, spare_bytes
 from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
@@ -24,6 +24,7 @@ __all__ = [
     "optimizer",
     "rate",
     "renormalise",
+    "require_memory",
     "spare_bytes",
     "time_limit",
     "to_uint8",

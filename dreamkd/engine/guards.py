@@ -7,15 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
-
+from dreamkd.engine.memory import out_of_memory
 from dreamkd.errors import DivergedError, RunError
 
 #: Steps between two looks at the terms of a loss: each look is a host sync.
 LOOK = 25
-
-#: What torch says when the system refuses it main memory.
-_REFUSED = "DefaultCPUAllocator"
 
 
 @contextmanager
@@ -26,8 +22,8 @@ def enough_memory(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # of a GPU it has a class of its own, of main memory only words
-        if not isinstance(error, torch.OutOfMemoryError) and _REFUSED not in str(error):
+    except RuntimeError as error:
+        if not out_of_memory(error):
             raise
         raise RunError(f"the device ran out of memory: {advice}") from error
 

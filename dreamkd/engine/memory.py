@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from dreamkd.errors import RunError
 
 #: Bytes of a step over the bytes that its forward pass saves: gradients and temporaries.
 _OVERHEAD = 2.0
@@ -18,6 +21,16 @@ _SHARE = 0.8
 #: Of a GPU's memory, images at hand may take one part in so many, and recorded steps another; of
 #: what is free, each one part in four. Trials of what fits leave both.
 _SPARE, _SPARE_OF_FREE = 16, 4
+
+
+#: What torch and the libraries below it say when there is too little, of main memory and a GPU's.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # of cuDNN: each has been refused its workspace
+)
 
 
 def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
@@ -71,11 +84,32 @@ def free_memory() -> int:
     return max(0, min(limits))
 
 
+def require_memory(images: int, size: tuple[int, int, int], *, advice: str) -> None:
+    """Check that so many uint8 images of (C, H, W) fit into the free main memory.
+
+    Raises: RunError: they do not, which is better known before the work than after.
+    """
+    needed, free = images * math.prod(size), free_memory()
+    if needed > free:
+        raise RunError(
+            f"{images} images take {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are "
+            f"free: {advice}"
+        )
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device could not give what was asked for; torch has a class for some of it only."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in _OUT_OF_MEMORY
+    )
+
+
 def spare_bytes(device: str) -> int:
     """Bytes that may lie on a device beside what is computed there; on the CPU without bound."""
     if device == "cpu":
         return 2**62
     free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(total // _SPARE, free // _SPARE_OF_FREE)
 
 
@@ -89,14 +123,14 @@ def _machine() -> int:
 def largest_that_fits(attempt: Callable[[int], object], count: int) -> int:
     """Halve `count` until `attempt` of that many images does not run out of memory.
 
-    Raises: torch.OutOfMemoryError: one image does.
+    Raises: RuntimeError: one image does.
     """
     while True:
         try:
             attempt(count)
             return count
-        except torch.OutOfMemoryError:
-            if count == 1:
+        except RuntimeError as error:
+            if count == 1 or not out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback would keep the tensors alive.
         if torch.cuda.is_available():

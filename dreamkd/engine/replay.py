@@ -120,7 +120,8 @@ class Replay(Generic[Outputs]):
                 self._refuse("a step waits for the GPU")
         kind.size = torch.cuda.max_memory_allocated(self._device) - before
         kept = sum(recording.size for recording in _alive if recording.device == self._device)
-        if kept + kind.size > spare_bytes(str(self._device)):
+        ready = kind.calls == WARM_UP  # the first calls also hold what compiles and chooses kernels
+        if ready and kept + kind.size > spare_bytes(str(self._device)):
             self._refuse("there is too little room beside what is computed")
         return outputs
 
@@ -128,7 +129,7 @@ class Replay(Generic[Outputs]):
         self, inputs: Any, given: list[Any], own: list[Any], size: int
     ) -> _Recording[Outputs] | None:
         """A recording of the step on `inputs`, or None where torch cannot make one."""
-        device, graph = self._device, torch.cuda.CUDAGraph()
+        device, graph, reason = self._device, torch.cuda.CUDAGraph(), ""
         if device not in _streams:
             _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         try:
@@ -141,7 +142,12 @@ class Replay(Generic[Outputs]):
                 outputs = self._step(*inputs)
         except RuntimeError as error:  # of CUDA, of memory, of what the network does
             cause = error.__context__ or error  # what broke it, and not that it is broken
-            self._refuse(str(cause).strip().splitlines()[0][:160])
+            said = str(cause).strip().splitlines()
+            reason = said[0][:160] if said else type(cause).__name__
+            del cause
+        if reason:  # outside of the handler, whose traceback keeps the tensors of the step alive
+            graph.reset()
+            self._refuse(reason)
             return None
         seen = [(leaf, leaf._version) for leaf in given if isinstance(leaf, Tensor)]
         places = [leaf for leaf in own if isinstance(leaf, Tensor)]

@@ -37,11 +37,12 @@ class Runtime:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Set the thread count while the block lasts."""
+        """Set the thread count, and which GPU is meant, while the block lasts."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            yield
+            with nullcontext() if self.device == "cpu" else torch.cuda.device(self.device):
+                yield
         finally:
             torch.set_num_threads(before)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamkd.config import DistillConfig
 
@@ -15,7 +15,7 @@ def optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer
     groups: list[dict[str, Any]] = [
         {
             "params": [p for p in module.parameters() if p.ndim > 1],
-            "weight_decay": config.weight_decay,
+            "weight_decay": float(config.weight_decay),
         },
         {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -35,8 +35,10 @@ def move_average(average: nn.Module, module: nn.Module, decay: float, *, step: i
     """
     share = 1 - min(decay, (1 + step) / (10 + step))
     pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
+    floats: list[tuple[Tensor, Tensor]] = []
     for old, new in pairs:
         if old.is_floating_point():
-            old.lerp_(new, share)
+            floats.append((old, new))
         else:
             old.copy_(new)  # the count of batches
+    torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], share)

@@ -5,7 +5,8 @@
 """
 
 from dreamkd.models.card import Card, Classifier
-from dreamkd.models.loading import create, is_file, load, save
+from dreamkd.models.fresh import create, with_new_head
+from dreamkd.models.loading import is_file, load, save
 from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "load",
     "resolve",
     "save",
+    "with_new_head",
 ]

@@ -58,6 +58,11 @@ class Card:
         named = len(self.class_names) in (0, self.num_classes)
         _require(self, "class_names", named, f"{self.num_classes} names, or none")
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether its images are grey or RGB, which is what picture files hold."""
+        return self.input_size[0] in (1, 3)
+
 
 def _require(card: Card, field: str, holds: bool, legal: str) -> None:
     if not holds:
@@ -72,6 +77,45 @@ class Classifier:
     module: nn.Module
     card: Card
 
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        *,
+        name: str,
+        num_classes: int,
+        input_size: tuple[int, int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        class_names: tuple[str, ...] = (),
+    ) -> Self:
+        """Any trained network of one's own, which takes its place wherever a name would.
+
+        Args:
+            module: gives logits (B, num_classes) for normalised images (B, C, H, W); put into eval
+                mode and float32.
+            input_size: (C, H, W).
+            mean: per channel, of images in [0, 1].
+            std: per channel.
+
+        Raises: ModelError: a field is out of its range.
+        """
+        card = Card(
+            architecture=name,
+            weights="own",
+            source=name,
+            num_classes=num_classes,
+            class_names=class_names,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+            interpolation="bicubic",
+            crop_pct=1.0,
+            parameters=parameters(module),
+            pretrained=True,
+        )
+        return cls(module.float().eval(), card)
+
     def copy(self) -> Self:
         """The same network in memory of its own."""
         return replace(self, module=copy.deepcopy(self.module))
@@ -83,6 +127,11 @@ class Classifier:
         """
         state = self.module.state_dict()
         return checkpoint.sha256({k: v for k, v in state.items() if not is_counter(k)})
+
+
+def parameters(module: nn.Module) -> int:
+    """How many weights a network learns."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def is_counter(name: str) -> bool:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dreamkd import checkpoint
 from dreamkd.errors import ModelError
 from dreamkd.models import recognition, zoo
 from dreamkd.models.building import Defaults
-from dreamkd.models.card import Card, Classifier, from_metadata, to_metadata
+from dreamkd.models.card import Card, Classifier, from_metadata, parameters, to_metadata
+from dreamkd.models.wrapping import unwrapped
 from dreamkd.models.zoo import Architecture
 
 
@@ -24,7 +25,7 @@ def load(
     arch: str | None = None,
     pretrained: bool = True,
     num_classes: int | None = None,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     interpolation: str | None = None,
@@ -43,7 +44,7 @@ def load(
         arch: the architecture of a file whose metadata, names and shapes do not tell it.
         pretrained: false for random weights from seed 0, with nothing downloaded.
         num_classes: must agree with the weights; free with random ones.
-        input_size: (C, H, W); C must agree with the weights.
+        input_size: (C, H, W), where C must agree with the weights, or (H, W).
         mean: per channel, of images in [0, 1].
         std: per channel.
         trust_pickle: let a file run code while it is read.
@@ -76,43 +77,6 @@ def load(
     if pretrained:
         return _from_library(architecture, given, spec)
     return _random(architecture, given, f"{spec}: {architecture}", device=device)
-
-
-def create(
-    name: str,
-    *,
-    num_classes: int,
-    input_size: tuple[int, int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    class_names: tuple[str, ...] = (),
-    seed: int = 0,
-) -> Classifier:
-    """A fresh student: the architecture `name` with weights drawn from `seed`.
-
-    The global random state is as before. Pictures are taken whole (`crop_pct` 1).
-
-    Raises:
-        ModelError: the name is unknown, or the architecture does not take this size.
-    """
-    architecture = zoo.resolve(name)
-    defaults = architecture.defaults()
-    module = architecture.build(num_classes=num_classes, input_size=input_size, seed=seed)
-    card = Card(
-        architecture=str(architecture),
-        weights="random",
-        source=f"{name}: {architecture}, fresh weights from seed {seed}",
-        num_classes=num_classes,
-        class_names=class_names,
-        input_size=input_size,
-        mean=mean,
-        std=std,
-        interpolation=defaults.interpolation,
-        crop_pct=1.0,
-        parameters=_parameters(module),
-        pretrained=False,
-    )
-    return Classifier(module, card)
 
 
 def save(classifier: Classifier, path: str | Path, *, extra: dict[str, str] | None = None) -> None:
@@ -148,7 +112,7 @@ def _from_library(architecture: Architecture, given: Mapping[str, Any], spec: st
     defaults = architecture.defaults()
     if not defaults.num_classes:
         raise ModelError(_no_head(architecture))
-    input_size = given.get("input_size", defaults.input_size)
+    input_size = _sized(given, defaults)
     if given.get("num_classes", defaults.num_classes) != defaults.num_classes:
         raise ModelError(_other_count(spec, "classes", defaults.num_classes, given["num_classes"]))
     if input_size[0] != defaults.input_size[0]:
@@ -158,6 +122,7 @@ def _from_library(architecture: Architecture, given: Mapping[str, Any], spec: st
     other = Architecture("timm", architecture.name)
     if spec == architecture.name and architecture.library == "torchvision" and other.exists():
         source += f" (also in timm: write {other})"
+    given = {**given, "input_size": input_size}
     card = _card(architecture, module, defaults, given, weights=defaults.tag, source=source)
     return Classifier(module, card)
 
@@ -169,11 +134,12 @@ def _random(
     num_classes = given.get("num_classes", defaults.num_classes)
     if not num_classes:
         raise ModelError(_no_head(architecture))
-    input_size = given.get("input_size", defaults.input_size)
+    input_size = _sized(given, defaults)
     module = architecture.build(num_classes=num_classes, input_size=input_size, device=device)
     if num_classes != defaults.num_classes:
         defaults = replace(defaults, num_classes=num_classes, class_names=())
     source = f"{source}, random weights"
+    given = {**given, "input_size": input_size}
     card = _card(architecture, module, defaults, given, weights="random", source=source)
     return Classifier(module, card)
 
@@ -189,33 +155,28 @@ def _from_file(
 ) -> Classifier:
     found = checkpoint.read(path, trust_pickle=trust_pickle)
     stated = from_metadata(found.metadata, path.name)
-    state = recognition.essential(found.state)
-    if arch is not None:
-        architecture, how = zoo.resolve(arch), "as --arch says"
-    elif "architecture" in found.metadata:
-        architecture, how = zoo.resolve(found.metadata["architecture"]), "as its metadata says"
-    else:
-        architecture, how = recognition.recognise(
-            state,
-            where=str(path),
-            hint=found.model_name,
-            input_size=given.get("input_size") or stated.get("input_size"),
-        )
+    architecture, how, state = _identified(
+        found, path, arch=arch, input_size=given.get("input_size") or stated.get("input_size")
+    )
     container = f" under {found.container!r}" if found.container else ""
     bundled = path.parent == zoo.BUNDLED
     source = f"{path.stem if bundled else path}: {architecture}{container}, {how}"
     defaults = architecture.defaults()
-    size = given.get("input_size") or stated.get("input_size") or defaults.input_size
+    fields = {**stated, **given}
+    size = fields.get("input_size", defaults.input_size)
     counts = recognition.sizes(architecture, state, input_size=size)
     # Without a fit, load_state names what is wrong with the architecture's own counts.
-    num_classes, channels = counts or (defaults.num_classes or 1000, size[0])
+    num_classes, channels = counts or (defaults.num_classes or 1000, (3, *size)[-3])
     for wanted in (given, stated):
         if wanted.get("num_classes", num_classes) != num_classes:
             raise ModelError(_other_count(path, "classes", num_classes, wanted["num_classes"]))
-        if "input_size" in wanted and wanted["input_size"][0] != channels:
+        if (channels, *wanted.get("input_size", ()))[-3:][0] != channels:
             raise ModelError(_other_count(path, "channels", channels, wanted["input_size"][0]))
-    size = (channels, *size[1:])
-    fields = {**stated, **given, "num_classes": num_classes, "input_size": size}
+    assumed = [name.replace("_", " ") for name in _EXPECTED if name not in fields]
+    if assumed:
+        source += f"; {', '.join(assumed)} as usual for it, since the file does not say"
+    size = (channels, *_sized(fields, defaults)[1:])
+    fields |= {"num_classes": num_classes, "input_size": size}
     if not pretrained:
         return _random(architecture, fields, source, device=device)
     module = architecture.build(num_classes=num_classes, input_size=size)
@@ -225,6 +186,31 @@ def _from_file(
     return Classifier(
         module, _card(architecture, module, defaults, fields, weights=weights, source=source)
     )
+
+
+def _identified(
+    found: checkpoint.Checkpoint,
+    path: Path,
+    *,
+    arch: str | None,
+    input_size: tuple[int, ...] | None,
+) -> tuple[Architecture, str, Mapping[str, Tensor]]:
+    """The architecture of a file, one line on how it was told, and the entries that are its own."""
+    state: Mapping[str, Tensor] = recognition.essential(found.state)
+    stated = arch or found.metadata.get("architecture")
+    if stated is None:
+        state, inside = unwrapped(state, lambda entries: recognition.known(entries, input_size))
+        architecture, how = recognition.recognise(
+            state, where=str(path), hint=found.model_name, input_size=input_size
+        )
+        return architecture, how + inside, state
+    architecture = zoo.resolve(stated)
+    size = input_size or architecture.defaults().input_size
+    state, inside = unwrapped(
+        state,
+        lambda entries: recognition.sizes(architecture, entries, input_size=size) is not None,
+    )
+    return architecture, f"as {'--arch' if arch else 'its metadata'} says{inside}", state
 
 
 def _card(
@@ -252,10 +238,17 @@ def _card(
         architecture=str(architecture),
         weights=weights,
         source=source,
-        parameters=_parameters(module),
+        parameters=parameters(module),
         pretrained=weights != "random",
         **values,
     )
+
+
+def _sized(fields: Mapping[str, Any], defaults: Defaults) -> tuple[int, int, int]:
+    """(C, H, W) of what is stated, perhaps without C, or else usual."""
+    stated = fields.get("input_size", defaults.input_size)
+    channels, height, width = (defaults.input_size[0], *stated)[-3:]
+    return channels, height, width
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -263,10 +256,6 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
     if len(values) == channels:
         return values
     return (sum(values) / len(values),) * channels
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _other_count(where: object, what: str, weights: int, wanted: int) -> str:
@@ -282,5 +271,8 @@ def _no_head(architecture: Architecture) -> str:
         "or --no-pretrained with --num-classes for the architecture alone"
     )
 
+
+#: What a network expects of images, which a file may leave unsaid.
+_EXPECTED = ("input_size", "mean", "std")
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")

@@ -43,7 +43,7 @@ def recognise(
     *,
     where: str,
     hint: str = "",
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
 ) -> tuple[Architecture, str]:
     """The architecture of `state` and one line on how it was told.
 
@@ -54,17 +54,13 @@ def recognise(
     Args:
         where: the file, for error messages.
         hint: the name that a training checkpoint gives.
-        input_size: (C, H, W) where it is known; networks with positions follow H and W.
+        input_size: (C, H, W) or (H, W) where it is known; networks with positions follow it.
 
     Raises:
         ModelError: none fits, or several of timm's do.
     """
     proposed = _proposed(_shapes(state))
-    fitting = [
-        found
-        for found in proposed or _unindexed()
-        if sizes(found, state, input_size=input_size) is not None
-    ]
+    fitting = _fitting(proposed, state, input_size)
     if not fitting:
         nearly = f"; {_listed(proposed, 'or')} at another image size?" if proposed else ""
         raise ModelError(
@@ -85,6 +81,23 @@ def recognise(
     return chosen, f"recognised from its names and shapes{also}"
 
 
+def known(state: Mapping[str, Tensor], input_size: tuple[int, ...] | None = None) -> bool:
+    """Whether some architecture has these names and shapes."""
+    return bool(_fitting(_proposed(_shapes(state)), state, input_size))
+
+
+def _fitting(
+    proposed: list[Architecture],
+    state: Mapping[str, Tensor],
+    input_size: tuple[int, ...] | None,
+) -> list[Architecture]:
+    return [
+        found
+        for found in proposed or _unindexed()
+        if sizes(found, state, input_size=input_size) is not None
+    ]
+
+
 def _listed(architectures: list[Architecture], word: str = "and") -> str:
     *most, last = map(str, architectures)
     return f"{', '.join(most)} {word} {last}" if most else last
@@ -94,7 +107,7 @@ def sizes(
     architecture: Architecture,
     state: Mapping[str, Tensor],
     *,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
 ) -> tuple[int, int] | None:
     """Class count and channel count of `state` as weights of `architecture`; None: no fit."""
     pair = _probe(architecture, input_size)
@@ -138,16 +151,16 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
 
 @cache
 def _probe(
-    architecture: Architecture, input_size: tuple[int, int, int] | None = None
+    architecture: Architecture, input_size: tuple[int, ...] | None = None
 ) -> tuple[Shapes, Shapes] | None:
     """Shapes for two class and channel counts; None where it cannot be built."""
     try:
-        size = (input_size or architecture.defaults().input_size)[1:]
-        first = _built(architecture, _CLASSES[0], (_CHANNELS[0], *size))
+        height, width = (input_size or architecture.defaults().input_size)[-2:]
+        first = _built(architecture, _CLASSES[0], (_CHANNELS[0], height, width))
         try:
-            return first, _built(architecture, _CLASSES[1], (_CHANNELS[1], *size))
+            return first, _built(architecture, _CLASSES[1], (_CHANNELS[1], height, width))
         except ModelError:  # it takes no other channel count
-            return first, _built(architecture, _CLASSES[1], (_CHANNELS[0], *size))
+            return first, _built(architecture, _CLASSES[1], (_CHANNELS[0], height, width))
     except ModelError:
         return None
 

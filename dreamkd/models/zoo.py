@@ -6,6 +6,7 @@ A bare name is torchvision's where it exists there, else timm's (our own network
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def pretrained(architecture: Architecture, input_size: tuple[int, int, int]) -> 
     return module
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load `state` strictly; only counters of batches may be missing.
 
     Raises:

@@ -113,7 +113,7 @@ def trace(network: Classifier) -> None:
         for seed in range(3):
             generator = torch.Generator().manual_seed(seed)
             x = torch.randn(BATCH, 3, height, width, generator=generator).requires_grad_()
-            view = draw_view(BATCH, shift=1, flip=True, smallest=1.0, generator=generator)
+            view = draw_view(BATCH, shift=1, flip=True, smallest=None, generator=generator)
             weight = torch.tensor(float(config.r_feature))
             loss, _, _ = compiled(x, torch.arange(BATCH), view, BATCH, None, None, weight)
             loss.backward()

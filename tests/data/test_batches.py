@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_batches_pass_errors_on_and_stop_early(tmp_path):
 
 def test_another_preprocessing_sees_the_same_pictures():
     images = open_images("sklearn:digits", preprocessing=GREY)
-    larger = images.with_preprocessing(Preprocessing(input_size=(3, 12, 12)))
+    larger = replace(images, preprocessing=Preprocessing(input_size=(3, 12, 12)))
     assert larger[5][0].shape == (3, 12, 12)
     assert larger[5][1] == images[5][1]
     assert larger.source == images.source

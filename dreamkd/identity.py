@@ -1,0 +1,82 @@
+"""What makes two runs the same run: settings that shape the outcome, and versions of what computes.
+
+A file counts by what it holds, which hashes beside the settings vouch for, and not by where it
+lies; a GPU counts as one, and not by its number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+#: Settings that may be paths, of what a run keeps hashes of.
+BY_CONTENT = ("model", "teacher", "student", "bn_prior", "verifier", "data", "labels")
+
+#: Endings of checkpoints.
+FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")
+
+
+def requested_settings(config: Any) -> dict[str, Any]:
+    """The settings that make up a run's identity, as JSON values."""
+    settings = {
+        field.name: as_json(getattr(config, field.name))
+        for field in fields(config)
+        if field.metadata["option"].identity
+    }
+    return settings | {"device": device_kind(str(settings["device"]))}
+
+
+def device_kind(device: str) -> str:
+    """`cuda` of `cuda:1`."""
+    return device.partition(":")[0]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages whose arithmetic a run depends on."""
+    return {name: version(name) for name in ("dreamkd", "torch", "torchvision", "timm")}
+
+
+def differing(
+    requested: Mapping[str, Any], *, then: Mapping[str, Any], decided: Mapping[str, Any]
+) -> list[str]:
+    """In words, the settings that are not what was asked for then, or what was decided then.
+
+    `auto` and the value it led to are the same wish.
+    """
+    return [
+        f"{name} is {decided.get(name)!r} there and {value!r} here"
+        for name, value in requested.items()
+        if value not in (then.get(name), decided.get(name))
+        and not (name in BY_CONTENT and _moved(value, then.get(name)))
+    ]
+
+
+def differing_versions(then: Mapping[str, Any]) -> list[str]:
+    """In words, the packages that are of another version now."""
+    return [
+        f"{name} {then.get(name)} (now {now})"
+        for name, now in versions().items()
+        if then.get(name) != now
+    ]
+
+
+def _moved(value: Any, then: Any) -> bool:
+    """Whether both are paths, or lists that differ by paths alone."""
+    if isinstance(value, list) and isinstance(then, list):
+        pairs = zip(value, then, strict=False)
+        return len(value) == len(then) and all(a == b or _moved(a, b) for a, b in pairs)
+    return is_path(value) and is_path(then)
+
+
+def is_path(value: Any) -> bool:
+    """Whether a setting is written as a path, not as a name."""
+    return isinstance(value, str) and ("/" in value or Path(value).suffix in FILES)
+
+
+def as_json(value: Any) -> Any:
+    """What `value` is once it has been written and read."""
+    return json.loads(json.dumps(value))

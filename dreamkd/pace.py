@@ -1,0 +1,57 @@
+"""What `invert` tells while it works: of all batches, and of a worker beside the leader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from dreamkd.batch import Batch
+from dreamkd.engine import LOOK
+from dreamkd.events import Event, Hint, OnEvent, Progress
+from dreamkd.sequence import stop_if_asked
+
+
+class Pace:
+    """Progress over all batches: steps, images, images per second, each term, the verifiers."""
+
+    def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int) -> None:
+        self._on_event, self._should_stop = on_event, should_stop
+        self._batches = batches
+        self._done = self._images = 0
+        self._began = time.perf_counter()
+        self._hits: dict[str, int] = {}
+
+    def on_step(self, step: int, steps: int, terms: dict[str, float]) -> None:
+        """Report now and then; stop when asked: the batch is then made again.
+
+        Raises: Stopped.
+        """
+        if step % LOOK == 0 or step == steps:
+            shown = {"images": float(self._images)}
+            if self._images:
+                shown["images/s"] = self._images / (time.perf_counter() - self._began)
+            shown |= terms | {name: 100 * n / self._images for name, n in self._hits.items()}
+            done, total = self._done * steps + step, self._batches * steps
+            self._on_event(Progress("invert", done, total, "steps", shown))
+        stop_if_asked(self._should_stop)
+
+    def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
+        """A batch is complete."""
+        self._done += 1
+        self._images += len(batch.labels)
+        for name, top1 in {"teacher": batch.predictions, **predictions}.items():
+            hits = int((top1 == batch.labels).sum())
+            key = f"{name} %"
+            self._hits[key] = self._hits.get(key, 0) + hits
+
+
+def hints_only(on_event: OnEvent, *, worker: int) -> OnEvent:
+    """What a worker has to say beside the leader."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Hint):
+            on_event(Hint(f"worker {worker}: {event.text}"))
+
+    return listen
