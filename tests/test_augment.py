@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from dreamkd.augment import Window, crop, cut_mix, draw_roll, random_crop, roll
+from dreamkd.augment import (
+    Window,
+    crop,
+    cut_mix,
+    draw_crop,
+    draw_roll,
+    random_crop,
+    roll,
+    smallest_crop,
+)
+from dreamkd.batch import Best
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -102,3 +112,27 @@ def test_a_crop_resizes_the_window_of_each_image() -> None:
     assert torch.allclose(cropped[1], wanted.expand(3, 8, 8))
     turned = Window(*torch.tensor([[1.0, 0.5], [1, 1], [0, 1], [0, 0]]))
     assert torch.allclose(crop(ramp.mT, turned), cropped.mT)
+
+
+def test_crops_shrink_along_half_a_cosine() -> None:
+    assert [smallest_crop(share, end=0.2) for share in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
+    assert smallest_crop(0.5, end=1.0) == 1.0
+
+
+def test_a_crop_is_no_smaller_than_asked_and_inside() -> None:
+    window = draw_crop(500, smallest=0.3, generator=generator())
+    area = window.rows * window.columns
+    assert 0.3 - 1e-6 <= float(area.min()) < 0.4
+    assert 0.9 < float(area.max()) <= 1 + 1e-6
+    assert 0 <= float(torch.stack(window).min()) <= float(torch.stack(window).max()) <= 1
+    whole = draw_crop(5, smallest=1.0, generator=generator())
+    images = torch.rand(5, 1, 6, 7, generator=generator())
+    assert torch.allclose(crop(images, whole), images, atol=1e-6)
+
+
+def test_the_best_of_each_image_is_kept() -> None:
+    versions = torch.arange(3.0)[:, None, None, None, None].expand(3, 2, 1, 1, 1)
+    best = Best()
+    for version, scores in zip(versions, ([3.0, 1.0], [2.0, 2.0], [2.5, 0.5]), strict=True):
+        best.offer(version, torch.tensor(scores))
+    assert best.images.flatten().tolist() == [1.0, 2.0]

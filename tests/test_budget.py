@@ -16,7 +16,7 @@ from dreamkd.config import DistillConfig, settle
 from dreamkd.distillation import distill
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
-from dreamkd.events import ignore
+from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.examples import Examples
 from dreamkd.job import Job
 from dreamkd.models import Classifier
@@ -74,7 +74,9 @@ def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
 
 
 @contextmanager
-def opened(teacher: Classifier, config: DistillConfig, folder: Path) -> Iterator[Job]:
+def opened(
+    teacher: Classifier, config: DistillConfig, folder: Path, *, on_event: OnEvent = ignore
+) -> Iterator[Job]:
     """A job with nothing done, whose batches are of twenty images."""
     config = replace(config, r_feature=1.0, refine_r_feature=1.0, image_chunk=20)
     with (
@@ -86,7 +88,7 @@ def opened(teacher: Classifier, config: DistillConfig, folder: Path) -> Iterator
             runtime=Runtime.settle(config),
             teacher=teacher,
             student=fresh(),
-            on_event=ignore,
+            on_event=on_event,
             should_stop=lambda: False,
         ) as job,
     ):
@@ -123,16 +125,20 @@ def test_what_is_timed_is_forgotten(digits: Classifier, recipe: str, tmp_path: P
 def test_what_is_timed_is_not_compiled_again(digits: Classifier, tmp_path: Path) -> None:
     config = replace(settled(recipe="generator", image_steps=2, refine_steps=1), compile="on")
     torch._dynamo.reset()  # else graphs of another test may serve
-    with opened(digits, config, tmp_path) as job:
+    counters, heard = torch._dynamo.utils.counters, list[Event]()
+    counters.clear()
+    with opened(digits, config, tmp_path, on_event=heard.append) as job:
         measure_pace(job)
+        compiled = counters["stats"]["unique_graphs"]
         job.resize(replace(config, rounds=2, steps=4, warmup=0))
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            for compete in (False, True):
-                job.synthesiser.batch(
-                    torch.arange(20) % 10, generator=generator_for(0, "batch"), compete=compete
-                )
-            blank = torch.zeros((20, 1, 16, 16), dtype=torch.uint8)
-            job.training.advance(Examples(blank, torch.zeros(20)), until=4)
+        for compete in (False, True):
+            job.synthesiser.batch(
+                torch.arange(20) % 10, generator=generator_for(0, "batch"), compete=compete
+            )
+        blank = torch.zeros((20, 1, 16, 16), dtype=torch.uint8)
+        job.training.advance(Examples(blank, torch.zeros(20)), until=4)
+    assert counters["stats"]["unique_graphs"] == compiled >= 4
+    assert not [event for event in heard if isinstance(event, Hint)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -67,6 +68,8 @@ CONTENTS = {
     ),
     "model_state_dict": ({"model_state_dict": weights(), "loss": 0.3}, "model_state_dict", ""),
     "net": ({"net": weights(), "acc": 93.0}, "net", ""),
+    "parallel net": ({"net": {f"module.{k}": v for k, v in weights().items()}}, "net", ""),
+    "average alone": ({"state_dict": {}, "state_dict_ema": weights()}, "state_dict_ema", ""),
     "state_dict": ({"state_dict": weights(), "args": {"arch": "vgg11"}}, "state_dict", "vgg11"),
     "compiled": ({f"_orig_mod.{k}": v for k, v in weights().items()}, "", ""),
     "both": ({f"module._orig_mod.{k}": v for k, v in weights().items()}, "", ""),
@@ -242,6 +245,57 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     assert (tmp_path / "t.pt").stat().st_size < 30_000
     with pytest.raises(ModelError, match="compressed archive"):
         checkpoint.read(tmp_path / "t.pt")
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Path:
+    """A TorchScript archive, with more than enough code for torch to compress it."""
+    module = Module()
+    module.forward = module.fc.forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is of the past
+        torch.jit.save(torch.jit.trace(module, torch.zeros(1, 3)), tmp_path / "t.pt")
+    return tmp_path / "t.pt"
+
+
+def test_torchscript_is_code_and_read_when_trusted(scripted: Path) -> None:
+    with zipfile.ZipFile(scripted) as archive:
+        assert {info.compress_type for info in archive.infolist()} != {zipfile.ZIP_STORED}
+    with pytest.raises(ModelError, match=r"TorchScript archive, which holds code.*--trust-pickle"):
+        checkpoint.read(scripted)
+    assert_same(checkpoint.read(scripted, trust_pickle=True).state)
+
+
+def test_trust_does_not_unpack_a_bomb(scripted: Path) -> None:
+    with zipfile.ZipFile(scripted, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("t/code/bomb.py", bytes(2**27))
+    with pytest.raises(ModelError, match="compressed archive"):
+        checkpoint.read(scripted, trust_pickle=True)
+
+
+def test_a_class_that_is_not_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynet.py").write_text("from torch import nn\nclass Net(nn.Linear): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import mynet  # type: ignore[import-not-found]
+
+    torch.save(mynet.Net(3, 2), tmp_path / "t.pt")
+    assert checkpoint.read(tmp_path / "t.pt", trust_pickle=True).state.keys() == {"weight", "bias"}
+    monkeypatch.delitem(sys.modules, "mynet")
+    (tmp_path / "mynet.py").unlink()
+    with pytest.raises(ModelError, match=r"cannot be imported here.*mynet.*PYTHONPATH"):
+        checkpoint.read(tmp_path / "t.pt", trust_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("timm/resnet50.a1_in1k", "is written timm:resnet50.a1_in1k"),
+        ("hf-hub:me/net", "download its model.safetensors"),
+    ],
+)
+def test_a_name_of_the_hub_is_no_path(name: str, advice: str) -> None:
+    with pytest.raises(ModelError, match=f"does not exist; .*{advice}"):
+        checkpoint.read(name)
 
 
 @pytest.mark.parametrize("occurrence", [0, 1], ids=["storage", "shape"])

@@ -11,12 +11,13 @@ from tests.reliability import kills
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("listening")]
 
-LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 600")
+LONG = kills.invert(steps=600)
 
 
 @pytest.mark.parametrize("job", kills.JOBS)
 def test_killed_at_random_moments_it_ends_as_if_never_killed(job: str, tmp_path: Path) -> None:
-    assert kills.hunt(kills.JOBS[job], tmp_path, kills=5).ends >= 1
+    tally = kills.hunt(kills.JOBS[job], tmp_path, kills=5)
+    assert sum(changes > 0 for changes in tally.changes) >= 2  # that had written something
 
 
 def at_work(command: str, out: Path) -> subprocess.Popen[bytes]:

@@ -11,10 +11,12 @@ from dreamkd import models
 from dreamkd.config import DistillConfig, merge
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import Distillation, distill
+from dreamkd.engine import memory
 from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
 from dreamkd.events import Event, Hint, Progress
 from dreamkd.inversion import invert
 from dreamkd.metrics import measure
+from dreamkd.models import Classifier
 from dreamkd.preparation import settled
 from tests.conftest import PLAIN, distill_config, invert_config
 from tests.reliability.kills import facts
@@ -161,17 +163,21 @@ def test_a_student_that_does_not_go_with_the_teacher_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("classes", [1000, 7])
 def test_a_pretrained_student_starts_from_its_library_s_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
 ) -> None:
-    """A hub's cache with weights in it, and a teacher of as many classes."""
+    """A hub's cache with weights in it, and a teacher of as many classes, or of fewer."""
     size = {"pretrained": False, "input_size": (3, 32, 32)}
-    student, teacher = (models.load("torchvision:resnet18", **size) for _ in range(2))
+    student, teacher = (
+        models.load("torchvision:resnet18", num_classes=count, **size) for count in (1000, classes)
+    )
     with torch.no_grad():
         for seed in range(2):
             generator = torch.Generator().manual_seed(seed)
             teacher.module.train()(torch.randn(8, 3, 32, 32, generator=generator))
         student.module.fc.bias.fill_(7.0)
+        student.module.bn1.bias.fill_(0.7)
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(student.module.state_dict(), cache / "resnet18-f37072fd.pth")
@@ -192,8 +198,12 @@ def test_a_pretrained_student_starts_from_its_library_s_weights(
         recipe="adaptive",
     )
     assert not found.data_free
-    learned = models.load(found.student).module.state_dict()["fc.bias"]
-    assert torch.allclose(learned, torch.full((1000,), 7.0), atol=1e-3)
+    made = models.load(found.student)
+    learned = made.module.state_dict()
+    assert torch.allclose(learned["bn1.bias"], torch.full((64,), 0.7), atol=1e-3)
+    assert bool((learned["fc.bias"] > 6.9).all()) is (classes == 1000)
+    # As it was measured: on pictures as the teacher sees them.
+    assert (made.card.num_classes, made.card.crop_pct) == (classes, teacher.card.crop_pct)
 
 
 def test_the_student_loads_alone(whole: Path) -> None:
@@ -325,6 +335,18 @@ def test_offline_trains_on_shards_that_exist(tmp_path: Path, spec: str) -> None:
     assert result.noise_top1 is None
 
 
+def test_shards_of_several_runs_are_data_free_if_all_of_them_are(tmp_path: Path) -> None:
+    for seed in range(2):
+        invert(invert_config(out=str(tmp_path / f"job-{seed}"), seed=seed))
+    jobs = str(tmp_path / "job-*" / "shards" / "*.tar")
+    result = run_offline(tmp_path / "run", data=jobs)
+    assert (result.images, result.data_free) == (80, True)
+    rival = {"method": "adaptive", "student": "digits_resnet14"}
+    invert(invert_config(out=str(tmp_path / "job-2"), **rival))
+    result = run_offline(tmp_path / "other", data=jobs)
+    assert (result.images, result.data_free) == (120, False)
+
+
 @pytest.mark.parametrize("spec", ["made", "made/images"])
 def test_offline_trains_on_class_folders_that_exist(tmp_path: Path, spec: str) -> None:
     invert(invert_config(out=str(tmp_path / "made"), format="folder"))
@@ -337,6 +359,48 @@ def test_class_folders_put_into_a_run_are_no_images_of_it(tmp_path: Path) -> Non
     invert(invert_config(out=str(tmp_path / "made"), format="folder"))
     (tmp_path / "made" / "records").rename(tmp_path / "elsewhere")
     assert not run_offline(tmp_path / "run", data=str(tmp_path / "made" / "images")).data_free
+
+
+def test_a_bank_that_memory_cannot_hold_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 80 * 256 - 1)
+    with pytest.raises(RunError, match=r"80 images take .* GiB of memory.*lower --rounds"):
+        run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"sklearn:digits holds too many"):
+        run(tmp_path / "run", eval_data="sklearn:digits")
+    assert not (tmp_path / "run").exists()
+
+
+def test_moved_and_called_from_elsewhere_it_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Classifier
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        models.save(digits, tmp_path / name / "t.safetensors")
+    run(tmp_path / "run", teacher=str(tmp_path / "a" / "t.safetensors"))
+    heard: list[Event] = []
+    moved = distill_config(teacher=str(tmp_path / "b" / "t.safetensors"), out=str(tmp_path / "run"))
+    distill(moved, on_event=heard.append)
+    assert not [event for event in heard if isinstance(event, Progress)]
+    models.save(models.with_new_head(digits, num_classes=10), tmp_path / "b" / "t.safetensors")
+    with pytest.raises(RunError, match="made with teacher"):
+        distill(moved)
+
+
+def test_a_network_of_one_s_own_teaches(tmp_path: Path, digits: Classifier) -> None:
+    own = Classifier.of(
+        digits.module,
+        name="mine",
+        num_classes=10,
+        input_size=(1, 16, 16),
+        mean=digits.card.mean,
+        std=digits.card.std,
+    )
+    run(tmp_path / "known")
+    distill(distill_config(teacher="mine", out=str(tmp_path / "own")), teacher=own)
+    students = [models.load(tmp_path / name / "student.safetensors") for name in ("known", "own")]
+    assert students[0].sha256() == students[1].sha256()
 
 
 def test_the_data_are_part_of_the_run(tmp_path: Path) -> None:

@@ -3,19 +3,21 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dreamkd.cli import main
 from dreamkd.distributed import Workers
-from dreamkd.errors import Stopped
+from dreamkd.errors import ConfigError, Stopped
+from dreamkd.inversion import _refuse_to_share
+from tests.conftest import invert_config
 from tests.reliability import kills
 
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
 MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-QUICK = kills.INVERT.replace("--image-steps 60", "--image-steps 3")
-LONG = kills.INVERT.replace("--image-steps 60", "--image-steps 100")
+QUICK, LONG = kills.invert(steps=3), kills.invert(steps=100)
 
 
 def surroundings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
@@ -67,16 +69,26 @@ def test_what_is_the_work_of_one_process_is_refused_to_several(
 def test_two_workers_end_with_the_files_of_one(tmp_path: Path) -> None:
     kills.finish(kills.start(QUICK, tmp_path / "one"))
     process = kills.start(QUICK.replace(" --quiet", " --json"), tmp_path / "two", workers=2)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
     assert output.count(b'"teacher_top1"') == 1  # the leader speaks for all
     assert kills.facts(tmp_path / "two") == kills.facts(tmp_path / "one")
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    kills.finish(kills.start(LONG, folder))
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["all", "worker", "leader"])
-def test_workers_that_were_ended_continue_to_the_same_end(victim: str, tmp_path: Path) -> None:
-    kills.finish(kills.start(LONG, tmp_path / "one"))
+@pytest.mark.parametrize(("victim", "later"), [("all", 0), ("worker", 3), ("leader", 0)])
+def test_workers_that_were_ended_continue_to_the_same_end(
+    victim: str, later: int, one: Path, tmp_path: Path
+) -> None:
+    """With more of them than before, or by one process alone."""
     folder = tmp_path / "several"
     launcher = kills.start(LONG, folder, workers=2)
     while not list(folder.glob("shards/*.tar")):
@@ -87,24 +99,35 @@ def test_workers_that_were_ended_continue_to_the_same_end(victim: str, tmp_path:
     else:
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         os.kill(int(children[victim == "worker"]), signal.SIGKILL)
-    output, _ = launcher.communicate(timeout=120)
+    output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode != 0
     assert b"the same command continues" in output
     assert not (folder / "result.json").exists()
-    kills.finish(kills.start(LONG, folder, workers=3))
-    assert kills.facts(folder) == kills.facts(tmp_path / "one")
+    kills.finish(kills.start(LONG, folder, workers=later))
+    assert kills.facts(folder) == kills.facts(one)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"images": "generator"}, "depends on those before it"),
+        ({"bn_momentum": 0.5}, "so run one process"),
+        ({"device": "cuda:1"}, "each worker takes its own"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(given: dict[str, object], said: str) -> None:
+    settled = {"bn_momentum": 0.0, "images": "pixels"}
+    config = replace(invert_config(), **{**settled, **given})
+    _refuse_to_share(config, Workers())
+    with pytest.raises(ConfigError, match=said):
+        _refuse_to_share(config, Workers(world=2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [("--images generator", "depends on those before it"), ("--bn-momentum 0.5", "one process")],
-)
-def test_batches_that_depend_on_each_other_are_not_shared(
-    options: str, said: str, tmp_path: Path
-) -> None:
-    process = kills.start(f"{kills.INVERT} {options}", tmp_path / "run", workers=2)
-    output, _ = process.communicate(timeout=120)
+def test_a_refusal_reaches_every_process(tmp_path: Path) -> None:
+    command = kills.invert(options="--images generator")
+    process = kills.start(command, tmp_path / "run", workers=2)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert said in output.decode()
+    assert "depends on those before it" in output.decode()
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.reliability.kills import facts
 
 pytestmark = pytest.mark.slow
 
-PLAIN = "--threads 1 --precision fp32"
+PLAIN = "--device cpu --threads 1 --precision fp32"
 INVERT = f"invert digits_resnet14 --per-class 4 --image-steps 2 --image-batch-size 20 {PLAIN}"
 DISTILL = (
     "distill --teacher digits_resnet14 --student cifar_resnet8 --image-steps 2 --rounds 1 --steps 4"
@@ -24,9 +25,14 @@ NOWHERE = "/proc/nowhere"
 CACHES = ("XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 ENVIRONMENTS: dict[str, dict[str, str | None]] = {
     "usual": {},
-    "bare": {"HOME": None, "USER": None, "LOGNAME": None, "TERM": None, "LANG": None},
+    "bare and ascii": {
+        **dict.fromkeys(("HOME", "USER", "LOGNAME", "TERM", "LANG")),
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "NO_COLOR": "1",
+    },
     "frozen caches": {"HOME": NOWHERE, **dict.fromkeys(CACHES, NOWHERE)},
-    "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "NO_COLOR": "1"},
 }
 
 
@@ -84,6 +90,9 @@ def test_where_nothing_can_be_cached_it_still_compiles_or_says_why_not(tmp_path:
     assert done.returncode == 0, done.stderr.decode()
     assert b"Traceback" not in done.stderr
     assert b"TORCHINDUCTOR_CACHE_DIR /proc/nowhere cannot be written" in done.stderr
+    assert b"compile on" in done.stderr
+    compiler = any(map(shutil.which, ("g++", "c++", "clang++")))
+    assert (b"running without torch.compile" in done.stderr) is not compiler
 
 
 @pytest.mark.parametrize("command", ["invert", "distill"])

@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 
+from dreamkd import models
 from dreamkd.engine import normalise
-from dreamkd.metrics import Accuracy, Agreement, features, intra_class_similarity, top_k_hits
+from dreamkd.metrics import (
+    Accuracy,
+    Agreement,
+    features,
+    intra_class_similarity,
+    measure,
+    top_k_hits,
+)
 from dreamkd.models import Classifier
 
 LOGITS = torch.tensor(
@@ -84,3 +92,17 @@ def test_features_are_what_the_last_layer_weighs(digits: Classifier) -> None:
         logits = module(normalise(images, mean=card.mean, std=card.std))
         assert torch.allclose(last(features(digits, images)), logits, atol=1e-5)
     assert not last._forward_pre_hooks
+
+
+def test_a_teacher_is_measured_beside_on_the_same_images(digits: Classifier) -> None:
+    other = models.create(
+        "cifar_resnet8", num_classes=10, input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(40) % 10
+    both = measure(other, images, labels, teacher=digits)
+    alone = [measure(network, images, labels) for network in (other, digits)]
+    assert [both.top1, both.teacher_top1] == [one.top1 for one in alone]
+    assert both.top1 != both.teacher_top1
+    assert alone[0].teacher_top1 is None

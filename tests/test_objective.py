@@ -38,10 +38,13 @@ def batch(size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, View]:
 def loss_of(
     teacher: Classifier, config: ImageConfig, *, factor: int = 1, **given: Any
 ) -> tuple[Loss, list[str]]:
-    average = given.pop("average", None)
+    average, most = given.pop("average", None), given.pop("most", len(LABELS))
+    seen: list[int] = []
     x, view = batch(teacher.card.input_size)
     with Objective(teacher, config, runtime=Runtime.settle(config), **given) as objective:
+        objective._model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
         found = objective(x, LABELS, view, factor=factor, average=average)
+        assert max(seen) <= most
         return found, objective.term_names()
 
 
@@ -92,7 +95,7 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole(
         given["prior"] = digits
     config = settings(digits, tv_l1=0.3)
     whole, _ = loss_of(digits, config, **given)
-    cut, _ = loss_of(digits, replace(config, image_chunk=size), **given)
+    cut, _ = loss_of(digits, replace(config, image_chunk=size), most=size, **given)
     assert torch.allclose(cut.terms, whole.terms, rtol=1e-5)
     assert torch.allclose(cut.scores, whole.scores, rtol=1e-4, atol=1e-6)
     scale = float(whole.gradient.abs().max())

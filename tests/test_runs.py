@@ -1,8 +1,10 @@
 """The run folder: identity, lock, manifest, state."""
 
 import errno
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreamkd import identity
+from dreamkd.config import InvertConfig
 from dreamkd.errors import RunError
 from dreamkd.events import Note, Progress
-from dreamkd.identity import as_json
 from dreamkd.runs import default_folder, open_run
 
 RESOLVED = {
@@ -46,6 +49,71 @@ def test_a_different_run_is_refused_with_every_difference_named(folder: Path) ->
     assert "model is 'net' there and 'other' here; threads is 2 there and 3 here" in str(
         error.value
     )
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "same"),
+    [
+        ({"model": "a/t.pt"}, {"model": "/b/t.pt"}, True),  # its hash says whether it is the same
+        ({"model": "t.pt"}, {"model": "resnet18"}, False),
+        ({"model": "resnet18"}, {"model": "resnet34"}, False),
+        ({"verifier": ["a.pt", "net"]}, {"verifier": ["b/a.pt", "net"]}, True),
+        ({"verifier": ["a.pt", "net"]}, {"verifier": ["b/a.pt", "other"]}, False),
+        ({"verifier": ["a.pt"]}, {"verifier": ["a.pt", "b.pt"]}, False),
+        ({"classes": "cat/dog"}, {"classes": "cat/cow"}, False),  # no path, whatever it looks like
+    ],
+)
+def test_a_file_counts_by_what_it_holds(
+    then: dict[str, object], now: dict[str, object], same: bool
+) -> None:
+    assert (identity.differing(now, then=then, decided=then) == []) is same
+
+
+def test_gpus_are_alike_and_a_cpu_is_none() -> None:
+    settings = [
+        identity.requested_settings(InvertConfig(model="m", device=device))
+        for device in ("cuda:0", "cuda:1", "cpu")
+    ]
+    assert settings[0] == settings[1] != settings[2]
+
+
+def test_other_versions_are_named_and_end_no_finished_run(folder: Path) -> None:
+    now = identity.versions()
+    with open_run(folder) as run:
+        run.settle(RESOLVED | {"versions": {**now, "torch": "2.0.1"}})
+        line = rf"made with torch 2\.0\.1 \(now {re.escape(now['torch'])}\);"
+        with pytest.raises(RunError, match=line):
+            run.begin()
+        run.settle(RESOLVED | {"versions": now})
+        run.begin()
+
+
+def test_a_log_may_lie_in_the_folder_but_nothing_that_would_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "slurm-1.out").write_text("began")
+    with open_run(tmp_path) as run:
+        run.settle(RESOLVED)
+    assert (tmp_path / "slurm-1.out").read_text() == "began"
+    for name in ("manifest.jsonl", "state-student.safetensors"):
+        (tmp_path / name[:3]).mkdir()
+        (tmp_path / name[:3] / name).write_text("")
+        with (
+            pytest.raises(RunError, match=rf"holds no run \({name}\)"),
+            open_run(tmp_path / name[:3]),
+        ):
+            pass
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError, match=r"locks no files \(No locks available\)"):  # noqa: SIM117
+        with open_run(tmp_path / "run"):
+            pass
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_teacher_is_refused(folder: Path) -> None:
@@ -149,7 +217,7 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
     first = default_folder("invert", "a/t.pt", wish)
     assert first == Path("runs/invert-t-1")
     with open_run(first) as run:
-        run.settle({"requested": as_json(wish), "config": {}})
+        run.settle({"requested": identity.as_json(wish), "config": {}})
     assert default_folder("invert", "a/t.pt", wish) == first
     assert default_folder("invert", "a/t.pt", {**wish, "seed": 1}) == Path("runs/invert-t-2")
     with open_run(first) as run:

@@ -1,6 +1,7 @@
 """The student's loop: it learns, every option counts, and it resumes to the bit."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from dreamkd import models
 from dreamkd.config import settle
-from dreamkd.engine import Runtime, rate
+from dreamkd.engine import Runtime, optimizer, rate
 from dreamkd.errors import DivergedError
 from dreamkd.examples import Examples
 from dreamkd.models import Classifier
@@ -115,6 +116,19 @@ def test_no_student_option_is_without_effect(digits: Classifier, option: dict[st
             run.advance(examples(), until=6)
         trained.append(weights(run))
     assert not same(*trained)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_and_biases_do_not_decay(name: str) -> None:
+    network = fresh()
+    config = replace(distill_config(optimizer=name, weight_decay=0.25), lr=0.5)
+    made = optimizer(network.module, config)
+    decayed = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    want = {id(p): 0.25 if p.ndim > 1 else 0.0 for p in network.module.parameters()}
+    assert decayed == want
+    assert {group["lr"] for group in made.param_groups} == {0.5}
+    if name == "sgd":
+        assert all(group["nesterov"] for group in made.param_groups)
 
 
 def test_hard_labels_add_their_cross_entropy_by_hand(digits: Classifier) -> None:

@@ -1,7 +1,9 @@
 """Commands from end to end on the bundled teacher, and how their results look."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -10,6 +12,10 @@ from torch import nn
 
 from dreamkd import inspection
 from dreamkd.cli import main, tables
+from dreamkd.cli.commands import evaluate
+from dreamkd.config import DistillConfig, EvalConfig
+from dreamkd.distillation import Distillation
+from dreamkd.events import Event, Progress
 from dreamkd.models import Card, Classifier
 
 TEACHER = "digits_resnet14"
@@ -80,7 +86,7 @@ def test_layers_that_are_broken_repeated_or_never_run_are_noted() -> None:
 
 
 def test_eval_prints_measures_and_the_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["eval", TEACHER, "--data", "sklearn:digits", "--precision", "fp32", "--threads", "1"]
+    argv = ["eval", TEACHER, "--data", "sklearn:digits", "--device", "cpu", "--threads", "1"]
     assert main([*argv, "--teacher", TEACHER, "--per-class"]) == 0
     streams = capsys.readouterr()
     lines = streams.out.splitlines()
@@ -146,3 +152,51 @@ def test_tables_are_plain_ascii_where_the_locale_is(monkeypatch: pytest.MonkeyPa
     network = nn.Sequential(nn.BatchNorm2d(1)).eval()
     found = inspection.inspect(Classifier(network, card(architecture="a")))
     assert tables.text(*tables.inspection(found)).isascii()
+
+
+def test_the_table_of_a_distillation_sets_student_beside_teacher_and_noise() -> None:
+    config = DistillConfig(teacher="t.pt", student="net")
+    found = Distillation(
+        out="runs/x",
+        student="runs/x/student.safetensors",
+        teacher_top1=98.5,
+        student_top1=97.25,
+        noise_top1=50.0,
+        agreement=99.0,
+        best_top1=97.5,
+        best_step=10,
+        eval_source="digits",
+        images=40,
+        image_source="made from t.pt",
+        steps=12,
+        data_free=True,
+        synthesis_seconds=1.0,
+        student_seconds=2.0,
+        curve=[],
+    )
+    lines = tables.text(*tables.distillation(found, config)).splitlines()
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines[2:5]]
+    assert rows == [
+        ["teacher t.pt", "its own data", "98.50"],
+        ["student net", "made from t.pt", "97.25", "97.50"],
+        ["student net", "noise, as many images and steps", "50.00"],
+    ]
+    assert "data free     yes" in lines
+    silent = replace(found, teacher_top1=None, student_top1=None, noise_top1=None)
+    assert "learned from" not in tables.text(*tables.distillation(silent, config))
+
+
+def test_eval_computes_as_asked() -> None:
+    config = EvalConfig(model=TEACHER, data="sklearn:digits", device="cpu", threads=1)
+    seen: list[Event] = []
+    losses = [
+        evaluate(
+            replace(config, precision=precision, batch_size=100),
+            on_event=seen.append,
+            should_stop=lambda: False,
+        ).document["loss"]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert len([event for event in seen if isinstance(event, Progress)]) == 12

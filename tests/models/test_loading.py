@@ -280,6 +280,36 @@ def test_a_pickled_module_loads_when_trusted(tmp_path: Path) -> None:
     assert found.sha256() == student().sha256()
 
 
+def test_a_size_without_channels_leaves_them_to_the_weights(tmp_path: Path) -> None:
+    torch.save(student().module.state_dict(), tmp_path / "t.pt")
+    assert models.load(tmp_path / "t.pt", input_size=(20, 24)).card.input_size == (1, 20, 24)
+    with pytest.raises(ModelError, match="for 1 channels, not 3"):
+        models.load(tmp_path / "t.pt", input_size=(3, 20, 24))
+    named = models.load("resnet18", pretrained=False, input_size=(64, 96)).card
+    assert named.input_size == (3, 64, 96)
+
+
+def test_what_a_file_leaves_unsaid_is_said(tmp_path: Path) -> None:
+    torch.save(student().module.state_dict(), tmp_path / "t.pt")
+    source = models.load(tmp_path / "t.pt", mean=(0.1,)).card.source
+    assert source.endswith("; input size, std as usual for it, since the file does not say")
+    models.save(student(), tmp_path / "s.safetensors")
+    assert "as usual" not in models.load(tmp_path / "s.safetensors").card.source
+    assert "as usual" not in models.load("digits_resnet14").card.source
+
+
+def test_a_new_head_leaves_all_other_weights(tmp_path: Path) -> None:
+    known = student(num_classes=3)
+    made = models.with_new_head(known, num_classes=5, seed=1)
+    assert made.module(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
+    assert (made.card.num_classes, made.card.mean) == (5, known.card.mean)
+    old, new = known.module.state_dict(), made.module.state_dict()
+    fresh = student(num_classes=5, class_names=(), seed=1).module.state_dict()
+    heads = {name for name in old if old[name].shape != new[name].shape}
+    assert heads == {"linear.weight", "linear.bias"}
+    assert all(torch.equal(new[n], fresh[n] if n in heads else old[n]) for n in new)
+
+
 def test_arch_is_for_files_and_must_fit(tmp_path: Path) -> None:
     torch.save(student().module.state_dict(), tmp_path / "t.pt")
     with pytest.raises(ModelError, match=r"do not fit: .*missing .*layer1\.1\.conv1"):

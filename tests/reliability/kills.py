@@ -22,18 +22,22 @@ from pathlib import Path
 
 from tests.benchmarks.environment import describe
 
-COMMON = "--threads 1 --precision fp32 --compile off --quiet"
-INVERT = f"invert digits_resnet14 --per-class 12 --image-steps 60 --image-batch-size 20 {COMMON}"
-DISTILL = (
-    "distill --teacher digits_resnet14 --student cifar_resnet8 --first-batches 2 --rounds 3 "
-    f"--image-steps 30 --image-batch-size 20 --steps 200 --batch-size 32 {COMMON}"
-)
+COMMON = "--device cpu --threads 1 --precision fp32 --compile off --quiet"
+
+
+def invert(*, steps: int = 30, options: str = "") -> str:
+    """Six batches of so many steps each."""
+    images = f"--per-class 12 --image-batch-size 20 --image-steps {steps}"
+    return f"invert digits_resnet14 {images} {COMMON} {options}".strip()
+
+
 #: By a name whose last word is the option of `main`.
 JOBS = {
-    "invert": INVERT,
-    "invert --format folder": f"{INVERT} --format folder",
-    "invert --images generator": INVERT.replace("--image-steps 60", "--images generator"),
-    "distill": DISTILL,
+    "invert": invert(),
+    "invert --format folder": invert(options="--format folder"),
+    "invert --images generator": invert(options="--images generator"),
+    "distill": "distill --teacher digits_resnet14 --student cifar_resnet8 --first-batches 2 "
+    "--rounds 3 --image-steps 15 --image-batch-size 20 --steps 100 --batch-size 32 " + COMMON,
 }
 
 #: Seconds between two looks at the folder, and the longest that any of these runs may take.

@@ -1,0 +1,119 @@
+"""The networks beside the teacher: each is trusted, fits, and sees the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from dreamkd import models
+from dreamkd.cli import main
+from dreamkd.distillation import distill
+from dreamkd.errors import ModelError
+from dreamkd.inversion import invert
+from dreamkd.models import Classifier
+from dreamkd.verification import Verifiers
+from tests.conftest import distill_config, invert_config
+
+
+def network(size: tuple[int, int, int] = (1, 16, 16), *, classes: int = 10) -> Classifier:
+    channels = size[0]
+    return models.create(
+        "cifar_resnet8",
+        num_classes=classes,
+        input_size=size,
+        mean=(0.4,) * channels,
+        std=(0.3,) * channels,
+        seed=3,
+    )
+
+
+def inverted(**given: object) -> None:
+    invert(invert_config(model="teacher.safetensors", per_class=1, r_feature=1.0, **given))
+
+
+def distilled(**given: object) -> None:
+    short = {"teacher": "teacher.safetensors", "recipe": "adaptive", "rounds": 0, "steps": 3}
+    distill(distill_config(**short, r_feature=1.0, first_batches=1, **given))
+
+
+def evaluated(teacher: str, *, trust_pickle: bool = False) -> None:
+    argv = ["eval", "teacher.safetensors", "--data", "sklearn:digits", "--teacher", teacher]
+    if main([*argv, *["--trust-pickle"][:trust_pickle]]) == 3:
+        raise ModelError("--trust-pickle")
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "verifier": lambda path, **given: inverted(verifier=path, **given),
+    "statistics": lambda path, **given: inverted(bn_prior=path, **given),
+    "rival": lambda path, **given: inverted(student=path, method="adaptive", **given),
+    "student": lambda path, **given: distilled(student=path, **given),
+    "statistics of distill": lambda path, **given: distilled(bn_prior=path, **given),
+    "teacher of eval": evaluated,
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_pickle_is_trusted_in_no_role_unless_the_user_says_so(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks of 32 px, which is what a `cifar_resnet8` is taken for where its file is silent."""
+    monkeypatch.chdir(tmp_path)
+    teacher = network((3, 32, 32))
+    with torch.no_grad():
+        teacher.module.train()(torch.randn(8, 3, 32, 32))
+    models.save(teacher, tmp_path / "teacher.safetensors")
+    torch.save(teacher.module, tmp_path / "t.pt")
+    with pytest.raises(ModelError, match="--trust-pickle"):
+        ROLES[role]("t.pt")
+    ROLES[role]("t.pt", trust_pickle=True)
+
+
+def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Path) -> None:
+    models.save(network(classes=9), tmp_path / "v.safetensors")
+    with pytest.raises(ModelError, match=r"--verifier .* has 9 classes, the model has 10"):
+        invert(invert_config(verifier=str(tmp_path / "v.safetensors"), out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rival_takes_images_of_the_same_size(tmp_path: Path) -> None:
+    models.save(network((1, 20, 20)), tmp_path / "s.safetensors")
+    rival = {"method": "adaptive", "student": str(tmp_path / "s.safetensors")}
+    with pytest.raises(ModelError, match=r"input size \(1, 20, 20\), but the model has"):
+        invert(invert_config(**rival, out=str(tmp_path / "run")))
+
+
+class Watcher(nn.Module):
+    """Keeps what it is shown, and sees class 2 in all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[Tensor] = []
+        self.answer = nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown.append(x)
+        return self.answer.expand(len(x), 3)
+
+
+def test_a_verifier_sees_the_images_in_its_own_size_and_channels() -> None:
+    judge = Classifier.of(
+        Watcher(),
+        name="watcher",
+        num_classes=3,
+        input_size=(3, 24, 20),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.5, 0.5, 0.4),
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (70, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    verifiers = Verifiers({"judge": judge})
+    with verifiers.on("cpu"):
+        assert verifiers.predictions(images)["judge"].tolist() == [2] * 70
+    larger = interpolate(images.float() / 255, (24, 20), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (judge.card.mean, judge.card.std))
+    assert torch.allclose(torch.cat(judge.module.shown), (larger - mean) / std, atol=1e-5)
