@@ -12,12 +12,68 @@ from dreamkd.cli.options import CONFIG_FILES, default_text, flags, ordered, valu
 from dreamkd.config import COMMANDS, OTHER_IMAGES, PRESETS, OptionField
 from dreamkd.errors import EXIT_CODES
 
+#: Command -> key of its JSON document -> what it holds.
+RESULTS: dict[str, dict[str, str]] = {
+    "inspect": {
+        "model": "architecture, weights, source, classes, input size, normalisation, parameters",
+        "layers": "of each batch norm in execution order: `name`, `kind`, `channels`, "
+        "`resolution`, `calls`, `running_mean` and `running_var` (`min`, `mean`, `max`), "
+        "`untrained`, `broken`",
+        "never_ran": "names of layers that a forward pass does not reach",
+        "repeated": "names of layers that run more than once",
+        "norms": "other normalisation layers: kind and count",
+        "invertible": "true or false",
+        "verdict": "the same in words",
+    },
+    "invert": {
+        "out": "the run folder",
+        "images": "count",
+        "shards": "batches, which are shards or the record files of class folders",
+        "r_feature": "of the kept images, mean",
+        "r_feature_chance": "what as large batches show by chance",
+        "teacher_top1": "percent of images that the teacher classifies as asked",
+        "verifiers": "the same of each verifier, by name",
+        "seconds": "of work by this process",
+    },
+    "distill": {
+        "out": "the run folder",
+        "student": "the checkpoint",
+        "teacher_top1": "percent on `--eval-data`; null without, like the next five",
+        "student_top1": "of the last step, which is the result",
+        "noise_top1": "of the same student, trained on noise",
+        "agreement": "percent on which student and teacher say the same",
+        "best_top1": "the student's best while it learned, chosen by these data and no result",
+        "best_step": "when that was",
+        "eval_source": "what was measured on",
+        "images": "count that the student learned from",
+        "image_source": "what they are",
+        "steps": "of the student",
+        "data_free": "whether no real image made the student or its images",
+        "synthesis_seconds": "over all processes",
+        "student_seconds": "likewise, without the noise baseline's",
+        "curve": "the student as it learned: `step`, `images`, `top1`, `seconds`",
+    },
+    "eval": {
+        "model": "as of `inspect`",
+        "top1": "percent",
+        "top5": "percent",
+        "loss": "mean cross-entropy in nats",
+        "count": "images",
+        "per_class": "with `--per-class`: `name`, `count`, `top1` of each",
+        "agreement": "with `--teacher`: percent on which both say the same; else null",
+        "source": "what was read",
+        "device": "with `precision` and `threads`: how it was computed",
+        "precision": "",
+        "threads": "",
+    },
+}
+
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 def page() -> str:
     """The whole page."""
-    parts = (_commands, _presets, _other_images, _exit_codes)
+    parts = (_commands, _presets, _other_images, _results, _exit_codes)
     return "\n".join([_INTRODUCTION, *(line for part in parts for line in part()), ""])
 
 
@@ -60,6 +116,13 @@ def _other_images() -> Iterator[str]:
         for name in names
     )
     yield from _table(("setting", *(f"`--images {kind}`" for kind in OTHER_IMAGES)), rows)
+
+
+def _results() -> Iterator[str]:
+    yield _RESULTS_INTRODUCTION
+    for command, keys in RESULTS.items():
+        yield f"\n### `dreamkd {command} --json`\n"
+        yield from _table(("key", "value"), ((f"`{key}`", text) for key, text in keys.items()))
 
 
 def _exit_codes() -> Iterator[str]:
@@ -114,11 +177,17 @@ the same command continues. The second one ends at once, which costs the work si
 state and nothing else. Commands that keep no state end at the first.
 
 **Several GPUs.** `torchrun --standalone --nproc-per-node N --no-python dreamkd invert ...` shares
-the batches among N processes, each on a GPU of its own; the files are those of one process. (On
-several machines, which must see the same run folder, without `--standalone`, as torchrun's manual
-says.) They stop together, and any number of them continues. Batches that depend on those before
-them (`--images generator`, `--bn-momentum`) and the other commands are the work of one process and
-refuse more."""
+the batches among N processes, each on a GPU of its own; on CPUs the files are those of one
+process, byte for byte, and on GPUs up to rounding. (On several machines, which must see the same
+run folder, without `--standalone`, as torchrun's manual says.) They stop together, and any number
+of them continues. Batches that depend on those before them (`--images generator`, `--bn-momentum`)
+and the other commands are the work of one process and refuse more. torchrun itself ends with code 1
+whatever its processes end with, so that a script looks for `result.json`; and it gives each of them
+one thread, unless `OMP_NUM_THREADS` or `--threads` says otherwise.
+
+**Many jobs.** Jobs that run at once each name their own `--out`. What jobs of several `--seed` or
+`--classes` made is one data set where it lies: `dreamkd distill --data 'runs/job-*/shards/*.tar'`
+checks every run's manifest, and calls the student data-free if all of them are."""
 
 _PRESETS_INTRODUCTION = """
 ## Presets
@@ -129,6 +198,12 @@ a share of that side, and becomes at least one pixel. Grey images are never flip
 pixels by 0.226 in the mean, and are converted for others (a generator's `image_lr` is of its
 weights and stays).
 """
+
+_RESULTS_INTRODUCTION = """
+## Results
+
+What `--json` prints; keys are only ever added. The same stands in `result.json` of a finished run,
+without what differs from call to call, so that a script may also wait for that file."""
 
 _OTHER_IMAGES_INTRODUCTION = """
 Images other than pixels have values of their own instead, whatever the preset and the size.
