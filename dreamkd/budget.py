@@ -177,12 +177,11 @@ def _images(job: Job) -> tuple[float, float]:
 
 
 def _write(batch: Batch, job: Job) -> None:
-    """Write what a round does, where it does, and remove it: its images, and both states."""
+    """Write what a round does, where it does, and remove it: its images, and what goes on."""
     path = job.run.folder / ".budget.part"  # of the names that the next run clears away
     facts = batch.facts(class_names=job.teacher.card.class_names, predictions={})
     records = [{"key": f"{i:08d}", **fact} for i, fact in enumerate(facts)]
     shards.write(path, batch.images, batch.labels.tolist(), records)
-    states.write(path, *job.training.state())
     if sequential(job.config):
         states.write(path, job.synthesiser.state(), {})
     path.unlink()

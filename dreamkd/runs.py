@@ -88,6 +88,9 @@ class Run:
         assert self.resolved is not None
         then = self.resolved.get(name)
         if then != value:
+            if isinstance(then, dict) and isinstance(value, dict):  # of these, what differs
+                keys = [key for key in value if then.get(key) != value[key]]
+                then, value = ({key: some.get(key) for key in keys} for some in (then, value))
             raise RunError(
                 f"{self.folder} was made with {name} {_short(then)}, which is now "
                 f"{_short(value)}; choose another --out"

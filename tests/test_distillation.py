@@ -315,6 +315,7 @@ def test_without_competition_the_student_does_not_matter(tmp_path: Path) -> None
         GENERATED,
         {"rounds": 1},
         {"first_batches": 3},
+        {"precision": "bf16"},
     ],
     ids=str,
 )
@@ -323,6 +324,22 @@ def test_no_option_of_the_loop_is_without_effect(
 ) -> None:
     run(tmp_path / "run", **option)
     assert facts(tmp_path / "run")["student.safetensors"] != facts(whole)["student.safetensors"]
+
+
+def test_the_statistics_of_another_network_may_be_matched(whole: Path, tmp_path: Path) -> None:
+    other = models.create(
+        "cifar_resnet8", num_classes=10, input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)
+    )
+    models.save(other, tmp_path / "other.safetensors")
+    run(tmp_path / "run", bn_prior=str(tmp_path / "other.safetensors"))
+    assert facts(tmp_path / "run")["student.safetensors"] != facts(whole)["student.safetensors"]
+
+
+@pytest.mark.parametrize("wanted", ["on", "off", "auto"])
+def test_the_noise_baseline_is_trained_when_asked_for(tmp_path: Path, wanted: str) -> None:
+    given = {"rounds": 0, "first_batches": 1, "steps": 1, "warmup": 0}
+    found = run(tmp_path / "run", eval_data="sklearn:digits", noise_baseline=wanted, **given)
+    assert (found.noise_top1 is None) is (wanted == "off")
 
 
 @pytest.mark.parametrize("spec", ["made", "made/shards", "made/shards/*.tar"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from dreamkd import manifest, shards, verification
+from dreamkd import manifest, preparation, shards, verification
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
 from dreamkd.events import Event, Note, Progress
@@ -460,6 +460,41 @@ def test_verbose_tells_what_was_decided(tmp_path: Path) -> None:
     said = [event.text for event in heard if isinstance(event, Note)]
     assert "image_lr = 0.1 (decided)" in said
     assert not any(line.startswith("image_steps = ") for line in said)  # given
+
+
+@pytest.mark.parametrize("earns", [True, False])
+def test_auto_compiles_where_the_rule_says_so(
+    earns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
+    monkeypatch.setattr(preparation, "worth_compiling", lambda *_, **__: earns)
+    run(tmp_path / "run", compile="auto", per_class=2)
+    settings = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]
+    assert settings["compile"] == ("on" if earns else "off")
+    assert bool(compiled) is earns
+
+
+def test_time_that_is_up_stops_it_and_the_same_command_continues(
+    whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", max_minutes=1e-6)
+    assert not (tmp_path / "run" / "result.json").exists()
+    run(tmp_path / "run", max_minutes=60)
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_it_computes_on_as_many_threads_as_asked(tmp_path: Path) -> None:
+    seen: set[int] = set()
+    before = torch.get_num_threads()
+
+    def look(event: Event) -> None:
+        if isinstance(event, Progress):
+            seen.add(torch.get_num_threads())
+
+    invert(invert_config(out=str(tmp_path / "run"), threads=before + 1), on_event=look)
+    assert (seen, torch.get_num_threads()) == ({before + 1}, before)
 
 
 def test_a_batch_above_the_chunk_is_cut_and_the_cut_recorded(tmp_path: Path) -> None:

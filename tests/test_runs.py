@@ -123,6 +123,15 @@ def test_a_changed_teacher_is_refused(folder: Path) -> None:
             run.require("teacher_sha256", "xyz")
 
 
+def test_of_a_changed_card_only_the_change_is_named(folder: Path) -> None:
+    with open_run(folder) as run:
+        run.settle(RESOLVED | {"teacher": {"mean": [0.5], "std": [0.2], "name": "x" * 100}})
+        with pytest.raises(
+            RunError, match=r'teacher \{"std": \[0.2\]\}, which is now \{"std": \[0.3\]\}'
+        ):
+            run.require("teacher", {"mean": [0.5], "std": [0.3], "name": "x" * 100})
+
+
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from dreamkd.runs import open_run\n"

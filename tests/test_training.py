@@ -106,6 +106,7 @@ def test_restart_forgets_everything(digits: Classifier) -> None:
         {"optimizer": "adamw", "lr": 0.1},
         {"cutmix": 1.0},
         {"hard_labels": 0.5},
+        {"precision": "bf16"},
     ],
     ids=str,
 )

@@ -62,9 +62,9 @@ RESULTS: dict[str, dict[str, str]] = {
         "per_class": "with `--per-class`: `name`, `count`, `top1` of each",
         "agreement": "with `--teacher`: percent on which both say the same; else null",
         "source": "what was read",
-        "device": "with `precision` and `threads`: how it was computed",
-        "precision": "",
-        "threads": "",
+        "device": "where it was computed",
+        "precision": "fp32, bf16 or fp16",
+        "threads": "of the CPU",
     },
 }
 

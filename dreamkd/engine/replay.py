@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -146,7 +146,8 @@ class Replay(Generic[Outputs]):
             reason = said[0][:160] if said else type(cause).__name__
             del cause
         if reason:  # outside of the handler, whose traceback keeps the tensors of the step alive
-            graph.reset()
+            with suppress(RuntimeError):  # of a graph that was not even begun
+                graph.reset()
             self._refuse(reason)
             return None
         seen = [(leaf, leaf._version) for leaf in given if isinstance(leaf, Tensor)]
