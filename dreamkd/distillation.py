@@ -18,6 +18,7 @@ from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.course import steps_per_batch
 from dreamkd.engine import Runtime, enough_memory, require_memory, time_limit
+from dreamkd.errors import Stopped
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
 from dreamkd.files import require_room
@@ -260,17 +261,26 @@ def _accuracies(
     *,
     images: int,
 ) -> dict[str, Any]:
-    """Percent on the evaluation data, which trained nothing; None where there is none."""
+    """Percent on the evaluation data, which trained nothing; None where there is none.
+
+    Raises: Stopped: when asked; the same call measures.
+    """
     if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
         return dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
-    found = measure(student, *data.examples, teacher=job.teacher)
+
+    def stop_if_asked() -> None:
+        if job.should_stop():
+            raise Stopped("the student is trained and saved; the same command measures it")
+
+    found = measure(student, *data.examples, teacher=job.teacher, on_batch=stop_if_asked)
+    noise = measure(baseline, *data.examples, on_batch=stop_if_asked) if baseline else None
     curve = [*job.curve, job.point(found.top1, images=images)]
     best = max(curve, key=lambda point: point["top1"])
     return {
         "teacher_top1": found.teacher_top1,
         "student_top1": found.top1,
-        "noise_top1": measure(baseline, *data.examples).top1 if baseline else None,
+        "noise_top1": noise.top1 if noise else None,
         "agreement": found.agreement,
         "best_top1": best["top1"],
         "best_step": best["step"],

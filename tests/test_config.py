@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -309,7 +310,7 @@ def test_combinations(config: type, values: dict[str, Any], line: str) -> None:
     assert str(refusal.value).startswith(line)
 
 
-def test_what_is_said_of_a_model_reaches_the_one_that_loads_it() -> None:
+def test_what_is_said_of_a_model_reaches_the_one_that_loads_it(tmp_path: Path) -> None:
     said = {
         "arch": "resnet18",
         "num_classes": 7,
@@ -317,10 +318,21 @@ def test_what_is_said_of_a_model_reaches_the_one_that_loads_it() -> None:
         "mean": (0.4,),
         "std": (0.2,),
         "trust_pickle": True,
+        "class_names": str(tmp_path / "names"),
     }
-    assert InspectConfig(model="m", **said).load_arguments() == said  # type: ignore[arg-type]
+    (tmp_path / "names").write_text("cat\nÉclair, 1/2 \n", encoding="utf-8")
+    loaded = InspectConfig(model="m", **said).load_arguments()  # type: ignore[arg-type]
+    assert loaded == {**said, "class_names": ("cat", "Éclair, 1/2")}
     unsaid = dict.fromkeys(said) | {"trust_pickle": False}
     assert InspectConfig(model="m").load_arguments() == unsaid
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), ("a\n\nb", "line 2 is")])
+def test_class_names_are_lines_of_a_file(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "names").write_text(content)
+    with pytest.raises(ConfigError, match=rf"--class-names .*{said}"):
+        InspectConfig(model="m", class_names=str(tmp_path / "names")).load_arguments()
 
 
 def test_one_side_is_a_square_of_the_channels_that_there_are() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dreamkd.config.images import (
@@ -40,6 +41,12 @@ class ModelConfig:
     std: tuple[float, ...] = option(
         (), group=_MODEL, above=0, help="normalisation std per channel, else the model's own"
     )
+    class_names: str | None = option(
+        None,
+        group=_MODEL,
+        help="file of the classes' names, one a line in the order of the logits, else the model's "
+        "own",
+    )
     trust_pickle: bool = option(
         False,
         group=_MODEL,
@@ -52,7 +59,10 @@ class ModelConfig:
             raise ConfigError("--input-size: give H, or C,H,W")
 
     def load_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `dreamkd.models.load`; what was not given is None."""
+        """Keyword arguments of `dreamkd.models.load`; what was not given is None.
+
+        Raises: ConfigError: the file of class names cannot be read.
+        """
         size = self.input_size
         return {
             "arch": self.arch,
@@ -60,6 +70,7 @@ class ModelConfig:
             "input_size": (2 * size if len(size) == 1 else size) or None,
             "mean": self.mean or None,
             "std": self.std or None,
+            "class_names": self.class_names and _lines(self.class_names),
             "trust_pickle": self.trust_pickle,
         }
 
@@ -382,6 +393,21 @@ class DistillConfig(
         synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
         names = (*synthesis, "first_batches", "rounds")
         return idle | {name: "--data" for name in names if name not in ("preset", "flip")}
+
+
+def _lines(path: str) -> tuple[str, ...]:
+    """The lines of a text file, none of them empty.
+
+    Raises: ConfigError: it cannot be read, or one is.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--class-names {path}: cannot be read ({error})") from error
+    names = tuple(line.strip() for line in lines)
+    if "" in names:
+        raise ConfigError(f"--class-names {path}: line {names.index('') + 1} is empty")
+    return names
 
 
 def _refuse_idle(instance: InvertConfig | DistillConfig) -> None:

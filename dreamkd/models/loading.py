@@ -28,6 +28,7 @@ def load(
     input_size: tuple[int, ...] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    class_names: tuple[str, ...] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
     trust_pickle: bool = False,
@@ -47,6 +48,7 @@ def load(
         input_size: (C, H, W), where C must agree with the weights, or (H, W).
         mean: per channel, of images in [0, 1].
         std: per channel.
+        class_names: in the order of the logits.
         trust_pickle: let a file run code while it is read.
         device: "meta" for shapes without weights; needs `pretrained=False`.
 
@@ -58,6 +60,7 @@ def load(
         "input_size": input_size,
         "mean": mean,
         "std": std,
+        "class_names": class_names,
         "interpolation": interpolation,
         "crop_pct": crop_pct,
     }

@@ -110,7 +110,7 @@ def processes(
     for count in steps:
         folder = out / f"{count}-steps"
         _, seconds = run(f"{command} --image-steps {count}", folder)
-        yield judge("ours", count, seconds, made(folder)[0])
+        yield judge("ours", count, seconds, made(folder, size=None)[0])
 
 
 def main() -> None:

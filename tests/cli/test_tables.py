@@ -8,9 +8,10 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from dreamkd import inspection
+from dreamkd import inspection, models
 from dreamkd.cli import main, tables
 from dreamkd.cli.commands import evaluate
 from dreamkd.config import DistillConfig, EvalConfig
@@ -200,3 +201,21 @@ def test_eval_computes_as_asked() -> None:
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert len([event for event in seen if isinstance(event, Progress)]) == 12
+
+
+def test_what_was_said_of_a_model_once_is_kept_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(models.load(TEACHER).module.state_dict(), "t.pt")
+    Path("names.txt").write_text("\n".join(f"digit {k}" for k in range(10)))
+    said = ["--input-size", "16", "--mean", "0.3", "--std", "0.35", "--class-names", "names.txt"]
+    assert main(["inspect", "t.pt", *said, "--save", "kept.safetensors"]) == 0
+    assert "written: kept.safetensors" in capsys.readouterr().err
+    assert main(["inspect", "kept.safetensors", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["model"]
+    assert (found["input_size"], found["mean"], found["std"]) == ([1, 16, 16], [0.3], [0.35])
+    assert found["class_names"][7] == "digit 7"
+    short = ["--per-class", "1", "--image-steps", "1", "--out", "run", "--format", "folder"]
+    assert main(["invert", "kept.safetensors", "--classes", "digit 7", *short, "--quiet"]) == 0
+    assert len([*Path("run/images/digit_7").iterdir()]) == 1
