@@ -185,7 +185,7 @@ def checkpoints(folder: Path, *, count: int, seed: int = 0) -> Tally:
         path.write_bytes(mutated(originals[kind], draws))
         options = {} if kind == 0 else {"arch": "cifar_resnet8"}
         with tally.file(f"checkpoint {i} of seed {seed}"):
-            loaded = models.load(path, **options)  # type: ignore[arg-type]
+            loaded = models.load(path, **options)
             channels, height, width = loaded.card.input_size
             if channels * height * width < 2**16:  # metadata may say any size that is legal
                 with torch.no_grad():
