@@ -214,8 +214,9 @@ def test_the_student_loads_alone(whole: Path) -> None:
     assert student.module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
 
 
-# A run polls after every step: 2 of each of 4 image batches, 12 of the student, 12 on noise.
-@pytest.mark.parametrize("polls", [1, 3, 6, 9, 12, 14, 17, 20, 26, 32])
+# A run polls after every step: 2 of each of 4 image batches, 12 of the student, 12 on noise; and
+# while it measures, last of all what it made.
+@pytest.mark.parametrize("polls", [1, 3, 6, 9, 12, 14, 17, 20, 26, 32, 37, 40])
 def test_stopped_anywhere_it_continues_to_the_same_bytes(
     whole: Path, tmp_path: Path, polls: int
 ) -> None:
