@@ -29,7 +29,8 @@ from dreamkd.events import Event, Hint, OnEvent, Progress, ignore
 from dreamkd.files import lock, remove_torn, write_atomically
 from dreamkd.identity import as_json, differing, differing_versions, is_path
 
-_PROGRESS_EVERY = 2.0  # seconds between two writes of progress.json
+#: Seconds between two writes of progress.json, and between two points of its curve in events.jsonl.
+_SHOWN, _POINT = 2.0, 30.0
 
 #: What a run writes into its folder; anything else that lies there is left alone.
 _OURS = (
@@ -51,7 +52,7 @@ class Run:
             raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
         # A damaged manifest is refused here, before the work.
         self.images = sum({line["batch"]: line["count"] for line in self.lines}.values())
-        self._last_progress = 0.0
+        self._shown, self._points = _Every(_SHOWN), _Every(_POINT)
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
         """Whether the folder holds this very run; False if it is new.
@@ -89,7 +90,7 @@ class Run:
         then = self.resolved.get(name)
         if then != value:
             if isinstance(then, dict) and isinstance(value, dict):  # of these, what differs
-                keys = [key for key in value if then.get(key) != value[key]]
+                keys = [key for key in then | value if then.get(key) != value.get(key)]
                 then, value = ({key: some.get(key) for key in keys} for some in (then, value))
             raise RunError(
                 f"{self.folder} was made with {name} {_short(then)}, which is now "
@@ -185,13 +186,27 @@ class Run:
 
     def _log(self, event: Event) -> None:
         now = time.time()
-        line = {"time": now, **asdict(event)}
-        if not isinstance(event, Progress):
-            with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": type(event).__name__, **line}) + "\n")
-        elif now - self._last_progress >= _PROGRESS_EVERY or event.done == event.total:
-            self._last_progress = now
+        line = {"event": type(event).__name__, "time": now, **asdict(event)}
+        ended = isinstance(event, Progress) and event.done == event.total
+        if isinstance(event, Progress) and (self._shown.due(now) or ended):
             _replace(self.folder / "progress.json", line)
+        if not isinstance(event, Progress) or self._points.due(now) or ended:
+            with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class _Every:
+    """Now and then."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether it is time again; then the time begins anew."""
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
 
 
 @contextmanager

@@ -206,16 +206,25 @@ def test_a_lock_holds_on_a_disk_without_room_for_a_name(
         other.__enter__()
 
 
-def test_events_and_progress_are_copied_beside_the_facts(folder: Path) -> None:
-    heard = []
+def test_events_and_progress_are_copied_beside_the_facts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress now and then: every 2 seconds in its own file, every 30 among the events."""
+    times = {0: 100.0, 1: 101.0, 2: 102.5, 3: 120.0, 4: 131.0, 9: 131.5}
+    said = [Note("hello"), *(Progress("images", k, 9, "steps", {"ce": 1.0}) for k in times)]
+    heard, newest = [], []
     with open_run(folder) as run:
         listen = run.listener(heard.append)
-        listen(Note("hello"))
-        listen(Progress("images", 3, 9, "steps", {"ce": 1.0}))
-    assert heard == [Note("hello"), Progress("images", 3, 9, "steps", {"ce": 1.0})]
-    (line,) = (folder / "events.jsonl").read_text().splitlines()
-    assert json.loads(line)["text"] == "hello"
-    assert json.loads((folder / "progress.json").read_text())["done"] == 3
+        listen(said[0])
+        for event, now in zip(said[1:], times.values(), strict=True):
+            monkeypatch.setattr("dreamkd.runs.time.time", lambda now=now: now)
+            listen(event)
+            newest.append(json.loads((folder / "progress.json").read_text())["done"])
+    assert heard == said
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert lines[0]["text"] == "hello"
+    assert [line["done"] for line in lines[1:]] == [0, 4, 9]
+    assert newest == [0, 0, 2, 3, 4, 9]
 
 
 def test_default_folders_count_up_and_find_the_unfinished_run(
