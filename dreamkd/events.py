@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -41,6 +42,20 @@ class Finished:
 
 Event = Note | Hint | Progress | Finished
 OnEvent = Callable[[Event], None]
+
+
+class Every:
+    """When it is time again to tell of what changes all the time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, -math.inf
+
+    def due(self, now: float) -> bool:
+        """Whether so many seconds have passed since it last was."""
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
 
 
 def ignore(event: Event) -> None:

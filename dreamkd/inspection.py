@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreamkd import batchnorm, models
+from dreamkd import batchnorm, losses, models
 from dreamkd.batchnorm import Call, Layer
+from dreamkd.data import ImageSet
 from dreamkd.errors import ModelError, NoBatchNormError
 from dreamkd.models import Card, Classifier
+from dreamkd.observation import Observer
+from dreamkd.randomness import generator_for
+
+#: Batches that given images are compared by.
+_BATCHES = 10
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,22 @@ class LayerReport:
     calls: int  # in one forward pass
     running_mean: Summary | None
     running_var: Summary | None
+    distance: float | None  # of given images' statistics from the stored, over its calls; mean
     untrained: bool  # mean 0 and variance 1 in every channel: nothing was learned, or no weights
     broken: str  # what is wrong with the statistics; "" when nothing is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Given images beside the stored statistics: R_feature (Eq. 4) of batches drawn from them."""
+
+    source: str
+    batches: int
+    batch_size: int
+    r_feature: float  # mean over the batches
+    spread: float  # their standard deviation; 0 of one
+    r_feature_chance: float  # what as many and as varied images show by chance, mean
+    layers: dict[str, float]  # the layers' shares, mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +71,7 @@ class Inspection:
     norms: dict[str, int]  # other normalisation layers: kind -> count
     invertible: bool
     verdict: str  # "invertible…", or "not, because …"
+    compared: Comparison | None = None
 
     @property
     def never_ran(self) -> tuple[str, ...]:
@@ -82,16 +105,24 @@ class Inspection:
             "norms": self.norms,
             "invertible": self.invertible,
             "verdict": self.verdict,
+            "compared": self.compared and asdict(self.compared),
         }
         plain: dict[str, Any] = _plain(content)
         return plain
 
 
-def inspect(classifier: Classifier) -> Inspection:
+def inspect(
+    classifier: Classifier, images: ImageSet | None = None, *, batch_size: int = 256
+) -> Inspection:
     """List batch-norm layers by one forward pass of a blank image and judge their statistics.
+
+    Args:
+        images: preprocessed for the network, to be compared with what it stores, if it stores any.
+        batch_size: images whose statistics are taken together.
 
     Raises:
         ModelError: the network does not run at the input size of its card.
+        DataError: an image cannot be read.
     """
     found = batchnorm.layers(classifier.module)
     # Without batch norm no order is asked for, and a transformer of billions need not run.
@@ -107,8 +138,54 @@ def inspect(classifier: Classifier) -> Inspection:
     )
     norms = _other_norms(classifier.module)
     invertible, verdict = _judge(reports, norms, classifier.card)
+    compared = None
+    if images is not None and invertible:
+        compared = compare(classifier, images, calls, batch_size=batch_size)
+        reports = tuple(
+            replace(report, distance=compared.layers.get(report.name)) for report in reports
+        )
     return Inspection(
-        card=classifier.card, layers=reports, norms=norms, invertible=invertible, verdict=verdict
+        card=classifier.card,
+        layers=reports,
+        norms=norms,
+        invertible=invertible,
+        verdict=verdict,
+        compared=compared,
+    )
+
+
+def compare(
+    classifier: Classifier, images: ImageSet, calls: Sequence[Call], *, batch_size: int
+) -> Comparison:
+    """R_feature of batches drawn from `images` without replacement, at most ten.
+
+    Args:
+        calls: of batch-norm layers in a forward pass.
+        batch_size: images of a batch; all of them where they are fewer.
+
+    Raises: DataError: an image cannot be read.
+    """
+    size = min(batch_size, len(images))
+    order = torch.randperm(len(images), generator=generator_for(0, "compare"))
+    drawn = torch.split(order, size)[: min(_BATCHES, len(images) // size)]
+    seen, rows = [], []
+    with Observer(classifier, device="cpu") as observe:
+        for part in drawn:
+            batch = torch.stack([images[index][0] for index in part.tolist()])
+            seen.append(observe(batch, torch.zeros(size, dtype=torch.int64)))
+            rows.append(losses.distances(seen[-1].stats))
+    totals = [observation.r_feature for observation in seen]
+    layers: dict[str, float] = {}
+    for call, share in zip(calls, torch.stack(rows).mean(0).tolist(), strict=True):
+        layers[call.layer.name] = layers.get(call.layer.name, 0.0) + share
+    return Comparison(
+        source=images.source,
+        batches=len(drawn),
+        batch_size=size,
+        r_feature=statistics.mean(totals),
+        spread=statistics.stdev(totals) if len(totals) > 1 else 0.0,
+        r_feature_chance=statistics.mean(o.r_feature_chance for o in seen),
+        layers=layers,
     )
 
 
@@ -149,6 +226,7 @@ def _report(layer: Layer, *, calls: int, resolution: tuple[int, ...] | None) -> 
         calls=calls,
         running_mean=None if empty else _summary(mean),
         running_var=None if empty else _summary(var),
+        distance=None,
         untrained=empty or batchnorm.is_untrained(layer),
         broken="" if empty else batchnorm.defect(layer) or batchnorm.dead_channels(layer),
     )

@@ -43,14 +43,19 @@ def r_feature(stats: Sequence[Moments], *, first_scale: float = 1.0) -> Tensor:
     """
     if not stats:
         raise NoBatchNormError("R_feature needs batch-norm statistics and this network ran none")
+    norms = distances(stats)
+    return first_scale * norms[0] + norms[1:].sum()
+
+
+def distances(stats: Sequence[Moments]) -> Tensor:
+    """The terms of R_feature: (L,), one for each batch-norm call."""
     # vector_norm has a zero gradient at zero, where the square root of a sum has none.
-    norms = torch.stack(
+    return torch.stack(
         [
             torch.linalg.vector_norm(s.offset) + torch.linalg.vector_norm(s.var - s.running_var)
             for s in stats
         ]
     )
-    return first_scale * norms[0] + norms[1:].sum()
 
 
 def tv_l2(x: Tensor) -> Tensor:

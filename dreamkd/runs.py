@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dreamkd import manifest, states
 from dreamkd.errors import DataError, ModelError, RunError
-from dreamkd.events import Event, Hint, OnEvent, Progress, ignore
+from dreamkd.events import Event, Every, Hint, OnEvent, Progress, ignore
 from dreamkd.files import lock, remove_torn, write_atomically
 from dreamkd.identity import as_json, differing, differing_versions, is_path
 
@@ -52,7 +52,7 @@ class Run:
             raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
         # A damaged manifest is refused here, before the work.
         self.images = sum({line["batch"]: line["count"] for line in self.lines}.values())
-        self._shown, self._points = _Every(_SHOWN), _Every(_POINT)
+        self._shown, self._points = Every(_SHOWN), Every(_POINT)
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
         """Whether the folder holds this very run; False if it is new.
@@ -193,20 +193,6 @@ class Run:
         if not isinstance(event, Progress) or self._points.due(now) or ended:
             with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-class _Every:
-    """Now and then."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._last = seconds, 0.0
-
-    def due(self, now: float) -> bool:
-        """Whether it is time again; then the time begins anew."""
-        if now - self._last < self._seconds:
-            return False
-        self._last = now
-        return True
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from dreamkd import models
+from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import ModelError, NoBatchNormError
 from dreamkd.inspection import Inspection, inspect
 from dreamkd.models import Card, Classifier
@@ -217,3 +218,37 @@ def test_a_bundled_teacher_is_invertible() -> None:
     found = inspect(models.load("digits_resnet14"))
     assert found.verdict == "invertible: 13 batch-norm layers"
     assert found.layers[0].resolution == (16, 16)
+
+
+def test_images_are_compared_with_what_is_stored(digits: Classifier) -> None:
+    """By hand: moments of every input, as the batch has them."""
+    images = open_images("sklearn:digits", preprocessing=Preprocessing.of(digits.card))
+    found = inspect(digits, images, batch_size=250)
+    compared = found.compared
+    assert compared is not None
+    assert (compared.batches, compared.batch_size) == (2, 250)
+    assert [*compared.layers] == [layer.name for layer in found.layers]
+    assert {x.name: x.distance for x in found.layers} == compared.layers
+    assert sum(compared.layers.values()) == pytest.approx(compared.r_feature, rel=1e-5)
+    assert 0 < compared.r_feature_chance < compared.r_feature
+    whole = inspect(digits, images, batch_size=10_000)
+    assert whole.compared is not None
+    assert (whole.compared.batches, whole.compared.batch_size, whole.compared.spread) == (1, 600, 0)
+    x = (stack(images)[0].float() / 255 - digits.card.mean[0]) / digits.card.std[0]
+    first = digits.module.get_submodule("bn1")
+    seen: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        digits.module(x)
+    handle.remove()
+    mean, var = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3), correction=0)
+    want = (mean - first.running_mean).norm() + (var - first.running_var).norm()
+    assert whole.compared.layers["bn1"] == pytest.approx(float(want), rel=1e-4)
+
+
+def test_what_cannot_be_inverted_is_compared_with_nothing() -> None:
+    found = inspect(
+        classifier(nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten())),
+        open_images("sklearn:digits", preprocessing=Preprocessing(input_size=(3, 8, 8))),
+    )
+    assert (found.invertible, found.compared) == (False, None)

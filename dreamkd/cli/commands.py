@@ -60,14 +60,19 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
 def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
     """List the batch-norm layers of a model and say whether it can be inverted."""
     del should_stop  # seconds of work and nothing to save
-    from dreamkd import inspection, models
+    from dreamkd import data, inspection, models
 
     weights: dict[str, Any] = (
         {"pretrained": False, "device": "meta"} if config.no_pretrained else {}
     )
     classifier = models.load(config.model, **weights, **config.load_arguments())
     on_event(Note(classifier.card.source))
-    found = inspection.inspect(classifier)
+    images = None
+    if config.data is not None:
+        how = data.Preprocessing.of(classifier.card)
+        images = data.open_images(config.data, preprocessing=how).wanted_by(classifier.card)
+        on_event(Note(images.source))
+    found = inspection.inspect(classifier, images, batch_size=config.batch_size)
     if config.save is not None:
         models.save(classifier, config.save)
         on_event(Note(f"written: {config.save}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -43,7 +42,7 @@ class Lines:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._phases: dict[str, tuple[int, float]] = {}  # phase -> (done, time) when first seen
-        self._written = -math.inf
+        self._every = events.Every(INTERVAL)
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -59,9 +58,8 @@ class Lines:
         done, since = self._phases.setdefault(event.phase, (event.done, now))
         if event.done >= event.total:
             del self._phases[event.phase]
-        if now - self._written < INTERVAL:
+        if not self._every.due(now):
             return
-        self._written = now
         parts = [f"{event.phase}: {event.done}/{event.total} {event.unit}"]
         if event.done > done and now > since:
             rate = (event.done - done) / (now - since)

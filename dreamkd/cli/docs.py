@@ -18,12 +18,14 @@ RESULTS: dict[str, dict[str, str]] = {
         "model": "architecture, weights, source, classes, input size, normalisation, parameters",
         "layers": "of each batch norm in execution order: `name`, `kind`, `channels`, "
         "`resolution`, `calls`, `running_mean` and `running_var` (`min`, `mean`, `max`), "
-        "`untrained`, `broken`",
+        "`distance` from images of `--data`, `untrained`, `broken`",
         "never_ran": "names of layers that a forward pass does not reach",
         "repeated": "names of layers that run more than once",
         "norms": "other normalisation layers: kind and count",
         "invertible": "true or false",
         "verdict": "the same in words",
+        "compared": "with `--data`: `source`, `batches`, `batch_size`, `r_feature`, its `spread`, "
+        "`r_feature_chance`, `layers`; else null",
     },
     "invert": {
         "out": "the run folder",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dreamkd.config import DistillConfig
     from dreamkd.distillation import Distillation
     from dreamkd.evaluation import Evaluation
-    from dreamkd.inspection import Inspection, LayerReport, Summary
+    from dreamkd.inspection import Comparison, Inspection, LayerReport, Summary
     from dreamkd.models import Card
 
 #: Off a terminal nobody sees a width: tables take what they need, so that `grep` finds whole names.
@@ -70,6 +70,8 @@ def inspection(found: Inspection) -> tuple[RenderableType, ...]:
     if found.norms:
         norms = ", ".join(f"{number} {kind}" for kind, number in found.norms.items())
         summary.add_row(_cell("other norms"), _cell(norms))
+    if found.compared:
+        summary.add_row(_cell("R_feature"), _cell(_level(found.compared)))
     summary.add_row(_cell("verdict"), verdict)
     return (_layers(found), summary) if found.layers else (summary,)
 
@@ -114,17 +116,31 @@ def distillation(found: Distillation, config: DistillConfig) -> tuple[Renderable
 
 
 def _layers(found: Inspection) -> Table:
-    measured = any(layer.running_mean for layer in found.layers)
+    measured, compared = any(layer.running_mean for layer in found.layers), found.compared
     notes = [_note(layer, pretrained=found.card.pretrained) for layer in found.layers]
     table = _table("layer", "kind", "channels>", "input>")
-    for wanted, title in ((measured, "mean"), (measured, "variance"), (any(notes), "note")):
+    for wanted, title in (
+        (measured, "mean"),
+        (measured, "variance"),
+        (compared, "distance"),
+        (any(notes), "note"),
+    ):
         if wanted:
             table.add_column(title, overflow="fold")
     for layer, note in zip(found.layers, notes, strict=True):
         cells = [layer.name, layer.kind, str(layer.channels), _size(layer.resolution)]
         cells += [_range(layer.running_mean), _range(layer.running_var)] if measured else []
+        cells += [_value(layer.distance)] if compared else []
         table.add_row(*map(_cell, [*cells, note] if any(notes) else cells))
     return table
+
+
+def _level(found: Comparison) -> str:
+    """R_feature of images, beside what chance explains."""
+    spread = f" ± {found.spread:.3g}" if found.batches > 1 else ""
+    many = f"{found.batches} batches" if found.batches > 1 else "a batch"
+    chance = f"{found.r_feature_chance:.3g} by chance"
+    return f"{found.r_feature:.4g}{spread} of {many} of {found.batch_size} images ({chance})"
 
 
 def _note(layer: LayerReport, *, pretrained: bool) -> str:

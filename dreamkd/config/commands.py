@@ -156,6 +156,15 @@ class InspectConfig(ModelConfig, OutputConfig):
     no_pretrained: bool = option(
         False, group=_MODEL, help="look at the architecture alone, without weights or download"
     )
+    data: str | None = option(
+        None,
+        group=_DATA,
+        help="images, given as to eval, whose statistics are compared with the stored ones, layer "
+        "by layer; labels do not matter",
+    )
+    batch_size: int = option(
+        256, group=_DATA, minimum=2, help="images of --data whose statistics are taken together"
+    )
     save: str | None = option(
         None,
         group=_MODEL,
@@ -166,8 +175,11 @@ class InspectConfig(ModelConfig, OutputConfig):
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
         _check_bases(InspectConfig, self)
-        if self.save is not None and self.no_pretrained:
-            raise ConfigError("--save has no effect with --no-pretrained")
+        for option_, given in (("--save", self.save), ("--data", self.data)):
+            if given is not None and self.no_pretrained:
+                raise ConfigError(f"{option_} has no effect with --no-pretrained")
+        if self.data is None and self.batch_size != InspectConfig.batch_size:
+            raise ConfigError("--batch-size has no effect without --data")
 
 
 @dataclass(frozen=True, kw_only=True)

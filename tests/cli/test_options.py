@@ -116,6 +116,8 @@ def test_every_legal_value_reaches_the_settings(command: str, field: OptionField
         "store_labels": ["--data", "d"],
         "labels": ["--data", "d"],
     }
+    if command == "inspect":
+        needs["batch_size"] = ["--data", "d"]
     given += needs.get(field.name, [])
     if command == "invert" and field.name in COMPETITION:  # legal together only
         given += [

@@ -51,6 +51,27 @@ def test_inspect_shows_layers_model_and_verdict(capsys: pytest.CaptureFixture[st
     assert streams.err == f"{TEACHER}: timm:cifar_resnet14, as its metadata says\n"
 
 
+def test_inspect_compares_images_with_what_is_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", TEACHER, "--data", "sklearn:digits", "--batch-size", "300"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        "layer",
+        "kind",
+        "channels",
+        "input",
+        "mean",
+        "variance",
+        "distance",
+    ]
+    shares = [float(line.split()[-1]) for line in lines[2:15]]
+    (level,) = (line for line in lines if line.startswith("R_feature"))
+    found = re.fullmatch(
+        r"R_feature +([\d.]+) ± [\d.]+ of 2 batches of 300 images \(.*chance\)", level
+    )
+    assert found
+    assert sum(shares) == pytest.approx(float(found[1]), rel=1e-2)
+
+
 def test_inspect_without_weights_shows_no_statistics(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "resnet18", "--no-pretrained"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -216,6 +237,6 @@ def test_what_was_said_of_a_model_once_is_kept_with_it(
     found = json.loads(capsys.readouterr().out)["model"]
     assert (found["input_size"], found["mean"], found["std"]) == ([1, 16, 16], [0.3], [0.35])
     assert found["class_names"][7] == "digit 7"
-    short = ["--per-class", "1", "--image-steps", "1", "--out", "run", "--format", "folder"]
+    short = ["--per-class", "2", "--image-steps", "1", "--out", "run", "--format", "folder"]
     assert main(["invert", "kept.safetensors", "--classes", "digit 7", *short, "--quiet"]) == 0
-    assert len([*Path("run/images/digit_7").iterdir()]) == 1
+    assert len([*Path("run/images/digit_7").iterdir()]) == 2
