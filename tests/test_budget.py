@@ -137,7 +137,7 @@ def test_what_is_timed_is_not_compiled_again(digits: Classifier, tmp_path: Path)
             )
         blank = torch.zeros((20, 1, 16, 16), dtype=torch.uint8)
         job.training.advance(Examples(blank, torch.zeros(20)), until=4)
-    assert counters["stats"]["unique_graphs"] == compiled >= 4
+    assert counters["stats"]["unique_graphs"] == compiled >= 3  # images, with a rival, a student
     assert not [event for event in heard if isinstance(event, Hint)]
 
 
