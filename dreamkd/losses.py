@@ -214,22 +214,37 @@ def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Ten
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
-class Top(NamedTuple):
-    """The k largest outputs of a network for each image, softened by a temperature."""
+class Some(NamedTuple):
+    """k outputs of a network for each image, softened by a temperature."""
 
     classes: Tensor  # int32 (B, k)
     log_prob: Tensor  # float16 (B, k): log softmax(z / tau) of these
 
 
-def top(logits: Tensor, k: int, *, temperature: float) -> Top:
-    """The largest outputs of `logits` (B, classes); all of them where k is larger."""
-    log_p = F.log_softmax(logits.float() / temperature, dim=1)
-    values, index = log_p.topk(min(k, log_p.shape[1]), dim=1)
-    return Top(index.int(), values.half())
+def some(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Some:
+    """Some of the outputs of each image: the larger half are the largest, the others drawn.
+
+    The largest alone would say the same of every other class. Drawn anew for every view, each class
+    is told of in its turn, as far as it is from the others.
+
+    Args:
+        log_p: (B, classes), log softmax(z / tau).
+        k: how many; all of them where it is larger.
+        generator: source of randomness (CPU).
+    """
+    count = log_p.shape[1]
+    k = min(k, count)
+    first = log_p.topk(-(-k // 2), dim=1).indices
+    draws = torch.rand(log_p.shape, generator=generator).to(log_p.device, non_blocking=True)
+    drawn = draws.scatter(1, first, -1.0).topk(k - first.shape[1], dim=1).indices
+    index = torch.cat([first, drawn], dim=1)
+    return Some(index.int(), log_p.gather(1, index).half())
 
 
-def distillation_from_top(teacher: Top, student: Tensor, *, temperature: float) -> Tensor:
-    """`distillation` from the teacher's largest outputs: the rest of p is spread evenly.
+def distillation_from_some(teacher: Some, student: Tensor, *, temperature: float) -> Tensor:
+    """`distillation` from some of the teacher's outputs: all other classes count as one.
+
+        tau^2 (sum_k p_k log(p_k / q_k) + r log(r / s)),  r = 1 - sum_k p_k,  s = 1 - sum_k q_k
 
     With all outputs kept it differs from `distillation` by the rounding of half precision.
 
@@ -241,8 +256,8 @@ def distillation_from_top(teacher: Top, student: Tensor, *, temperature: float) 
     index, log_p = teacher.classes.long(), teacher.log_prob.float()
     p, kept = log_p.exp(), log_q.gather(1, index)
     loss = (p * (log_p - kept)).sum(1)
-    others = log_q.shape[1] - index.shape[1]
-    if others:
+    if index.shape[1] < log_q.shape[1]:
+        others = log_q.scatter(1, index, -math.inf).logsumexp(1)
         rest = (1 - p.sum(1)).clamp_min(1e-6)  # half precision may sum to more than 1
-        loss += rest * ((rest / others).log() - (log_q.sum(1) - kept.sum(1)) / others)
+        loss += rest * (rest.log() - others)
     return loss.mean() * temperature**2

@@ -6,6 +6,7 @@ does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ def intra_class_similarity(rows: Tensor, labels: Tensor) -> float:
     Args:
         rows: features (N, F).
         labels: int64 (N,); classes of a single image are left out.
-    Returns: within [-1, 1]; lower is more diverse.
+    Returns: within [-1, 1]; lower is more diverse. NaN where no class has two images.
     """
     unit = torch.nn.functional.normalize(rows, dim=1)
     values = []
@@ -188,4 +189,4 @@ def intra_class_similarity(rows: Tensor, labels: Tensor) -> float:
         if n > 1:
             # The norm of the sum squared holds every ordered pair, and n times 1 for itself.
             values.append((own.sum(0).square().sum() - n) / (n * (n - 1)))
-    return float(torch.stack(values).mean())
+    return float(torch.stack(values).mean()) if values else math.nan

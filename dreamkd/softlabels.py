@@ -1,7 +1,7 @@
 """A teacher's outputs for every view of a training run, kept for students without a teacher.
 
 Which view a step shows is a function of (seed, step), so that the labels of a step are enough: a
-row of each image's largest outputs, in half precision. Files of `SEGMENT` steps vouch for
+row of some of each image's outputs, in half precision. Files of `SEGMENT` steps vouch for
 themselves.
 """
 
@@ -17,7 +17,7 @@ import torch
 from dreamkd import states
 from dreamkd.errors import ConfigError, DataError, ModelError
 from dreamkd.files import make_folders
-from dreamkd.losses import Top
+from dreamkd.losses import Some
 
 #: Student steps in one file.
 SEGMENT = 64
@@ -38,7 +38,7 @@ class Recorder:
     def __init__(self, folder: Path) -> None:
         """`folder`: of a run; nothing is made in it before `begin`."""
         self._folder = folder / FOLDER
-        self._rows: list[Top] = []
+        self._rows: list[Some] = []
         self._first = 0  # the step of the first row
 
     def begin(self, step: int) -> None:
@@ -57,12 +57,12 @@ class Recorder:
             if first == self._first:
                 self._rows = rows[: step - first]
 
-    def add(self, step: int, top: Top) -> None:
+    def add(self, step: int, some: Some) -> None:
         """Keep the labels of `step`; on their device until the file is written."""
         if step - self._first == SEGMENT:
             self.flush()
             self._first, self._rows = step, []
-        self._rows.append(top)
+        self._rows.append(some)
 
     def flush(self) -> None:
         """Make what was added durable.
@@ -85,7 +85,7 @@ class Stored:
         self._device = device
         self._first = -1
 
-    def at(self, step: int) -> Top:
+    def at(self, step: int) -> Some:
         """The labels of `step`.
 
         Raises: DataError: they are missing or damaged.
@@ -141,7 +141,7 @@ def _path(folder: Path, first: int) -> Path:
     return folder / f"steps-{first:08d}.safetensors"
 
 
-def _read(folder: Path, first: int, *, device: str = "cpu") -> list[Top]:
+def _read(folder: Path, first: int, *, device: str = "cpu") -> list[Some]:
     """The rows of the file that begins with step `first`, on the device."""
     path = _path(folder, first)
     try:
@@ -151,4 +151,4 @@ def _read(folder: Path, first: int, *, device: str = "cpu") -> list[Top]:
     if facts.get("first") != first:
         raise DataError(f"{path} holds the labels of other steps")
     parts = (tensors[name].to(device) for name in ("classes", "log_prob"))
-    return [Top(*row) for row in zip(*parts, strict=True)]
+    return [Some(*row) for row in zip(*parts, strict=True)]

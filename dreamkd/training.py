@@ -33,7 +33,7 @@ from dreamkd.engine import (
 )
 from dreamkd.events import OnEvent, ignore
 from dreamkd.examples import Examples
-from dreamkd.losses import Top
+from dreamkd.losses import Some
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
 from dreamkd.states import under
@@ -49,8 +49,8 @@ class Training:
         config: DistillConfig,
         *,
         runtime: Runtime,
-        record: Callable[[int, Top], None] | None = None,
-        stored: Callable[[int], Top] | None = None,
+        record: Callable[[int, Some], None] | None = None,
+        stored: Callable[[int], Some] | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
         """Move the student to the runtime's device, where it learns in place and stays.
@@ -59,7 +59,7 @@ class Training:
             student: of the teacher's classes, channels and input size.
             teacher: a fixed copy of it runs; it is left alone.
             config: settled (no `auto` left).
-            record: told of every step and the teacher's `--store-labels` largest outputs.
+            record: told of every step and `--store-labels` of the teacher's outputs.
             stored: the teacher's outputs of a step, which then does not run.
         """
         self._record, self._stored = record, stored
@@ -84,7 +84,7 @@ class Training:
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
-        self._loss: Callable[..., tuple[Tensor, Top | None]] = self._distillation
+        self._loss: Callable[..., tuple[Tensor, Tensor | None]] = self._distillation
         if self.config.compile == "on":
             self._loss = compile_step(self._distillation, on_event=self._on_event)
         self._learn = self.runtime.replayed(self._differentiate, on_event=self._on_event)
@@ -123,7 +123,8 @@ class Training:
             known = self._stored(step) if self._stored is not None else None
             loss, said, gradients = self._learn(views, targets, known)
             if self._record is not None and said is not None:
-                self._record(step, Top(*(part.clone() for part in said)))
+                generator = generator_for(config.seed, "labels", step)
+                self._record(step, losses.some(said, config.store_labels, generator=generator))
             for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             self._optimizer.step()
@@ -245,9 +246,9 @@ class Training:
         return views, targets
 
     def _differentiate(
-        self, views: Tensor, targets: Tensor | None, known: Top | None
-    ) -> tuple[Tensor, Top | None, list[Tensor | None]]:
-        """The loss of a batch, what to record of the teacher, and the gradient of every weight."""
+        self, views: Tensor, targets: Tensor | None, known: Some | None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+        """The loss of a batch, the teacher's outputs if recorded, the gradient of every weight."""
         self._optimizer.zero_grad()
         with self.runtime.autocast():
             loss, said = self._loss(views, targets, known)
@@ -259,11 +260,11 @@ class Training:
         return loss.detach(), said, gradients
 
     def _distillation(
-        self, views: Tensor, targets: Tensor | None, known: Top | None
-    ) -> tuple[Tensor, Top | None]:
+        self, views: Tensor, targets: Tensor | None, known: Some | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks.
 
-        Returns: the loss, and what is to be recorded of the teacher.
+        Returns: the loss; and where they are recorded the teacher's log softmax(z / tau).
         """
         config, said = self.config, None
         temperature = float(config.temperature)
@@ -273,9 +274,9 @@ class Training:
             target = self._ask(views, inputs)
             loss = losses.distillation(target, logits, temperature=temperature)
             if self._recording:
-                said = losses.top(target, config.store_labels, temperature=temperature)
+                said = F.log_softmax(target.float() / temperature, dim=1)
         else:
-            loss = losses.distillation_from_top(known, logits, temperature=temperature)
+            loss = losses.distillation_from_some(known, logits, temperature=temperature)
         if targets is not None:
             smoothing = config.label_smoothing
             loss += config.hard_labels * losses.hard_labels(logits, targets, smoothing=smoothing)

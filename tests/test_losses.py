@@ -162,19 +162,48 @@ def test_a_flat_image_has_a_finite_gradient(prior) -> None:
 
 def test_distillation_from_all_outputs_is_that_from_the_logits() -> None:
     teacher, student = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0)) * 3
-    kept = losses.top(teacher, 50, temperature=4.0)
+    kept = losses.some((teacher / 4).log_softmax(1), 50, generator=None)
     assert kept.classes.shape == (8, 20)
-    found = losses.distillation_from_top(kept, student, temperature=4.0)
+    found = losses.distillation_from_some(kept, student, temperature=4.0)
     wanted = losses.distillation(teacher, student, temperature=4.0)
     assert float(found) == pytest.approx(float(wanted), rel=2e-3)
 
 
-def test_what_is_not_kept_of_the_teacher_is_spread_evenly() -> None:
+def test_what_is_not_kept_of_the_teacher_counts_as_one_class() -> None:
     teacher = torch.tensor([[2.0, 1.0, 0.0, -1.0, -1.0]])
     student = torch.tensor([[0.5, 0.0, 1.0, -0.5, 0.2]])
-    kept = losses.top(teacher, 2, temperature=2.0)
-    p = (teacher / 2).softmax(1)[0]
-    p = torch.cat([p[:2], (1 - p[:2].sum()).expand(3) / 3])
-    q = (student / 2).log_softmax(1)[0]
-    found = losses.distillation_from_top(kept, student, temperature=2.0)
-    assert float(found) == pytest.approx(4 * float((p * (p.log() - q)).sum()), rel=2e-3)
+    log_p = (teacher / 2).log_softmax(1)
+    p, q = log_p.exp()[0], (student / 2).softmax(1)[0]
+    generator = torch.Generator().manual_seed(0)
+    kept = losses.some(log_p, 3, generator=generator)
+    first, second, drawn = kept.classes[0].tolist()
+    assert {first, second} == {0, 1}
+    assert drawn in (2, 3, 4)
+    others = [k for k in (2, 3, 4) if k != drawn]
+    p, q = (torch.cat([x[[0, 1, drawn]], x[others].sum()[None]]) for x in (p, q))
+    found = losses.distillation_from_some(kept, student, temperature=2.0)
+    assert float(found) == pytest.approx(4 * float((p * (p.log() - q.log())).sum()), rel=2e-3)
+
+
+def test_half_of_what_is_kept_is_the_largest_and_half_is_drawn_anew() -> None:
+    log_p = torch.arange(8.0).flip(0).log_softmax(0).expand(400, 8)
+    kept = losses.some(log_p, 4, generator=torch.Generator().manual_seed(0))
+    assert kept.classes[:, :2].tolist() == [[0, 1]] * 400
+    counts = torch.bincount(kept.classes[:, 2:].flatten(), minlength=8).tolist()
+    assert counts[:2] == [0, 0]
+    assert all(90 < count < 180 for count in counts[2:])  # 133 each
+    one = losses.some(log_p, 1, generator=None)
+    assert one.classes.tolist() == [[0]] * 400
+
+
+def test_a_student_that_agrees_on_what_is_kept_is_left_alone() -> None:
+    """Whatever it says among the classes that are not."""
+    teacher = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    kept = losses.some(teacher.log_softmax(1), 2, generator=torch.Generator().manual_seed(0))
+    student = teacher.clone()
+    rest = [k for k in range(4) if k not in kept.classes[0].tolist()]
+    student[0, rest] = student[0, rest].flip(0)
+    student.requires_grad_()
+    losses.distillation_from_some(kept, student, temperature=1.0).backward()
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) < 1e-3

@@ -84,6 +84,10 @@ def test_similarity_by_hand() -> None:
     assert intra_class_similarity(rows, labels) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_of_single_images_there_is_no_similarity() -> None:
+    assert math.isnan(intra_class_similarity(torch.eye(3), torch.arange(3)))
+
+
 def test_features_are_what_the_last_layer_weighs(digits: Classifier) -> None:
     images = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
     card, module = digits.card, digits.module

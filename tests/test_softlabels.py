@@ -15,13 +15,13 @@ from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, Stopped
 from dreamkd.events import Hint
 from dreamkd.inversion import invert
-from dreamkd.losses import Top
+from dreamkd.losses import Some
 from dreamkd.softlabels import SEGMENT, Recorder, Stored
 from tests.conftest import PLAIN, invert_config
 
 
-def label(step: int) -> Top:
-    return Top(torch.full((2, 3), step, dtype=torch.int32), torch.full((2, 3), -step / 8).half())
+def label(step: int) -> Some:
+    return Some(torch.full((2, 3), step, dtype=torch.int32), torch.full((2, 3), -step / 8).half())
 
 
 @pytest.mark.parametrize("stop", [1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT])

@@ -104,8 +104,9 @@ class StudentConfig:
         group=STUDENT,
         minimum=0,
         maximum=MOST_IMAGES,
-        help="with --data: keep so many of the teacher's largest outputs for every image of every "
-        "step, six bytes each, in labels/ of the run; 0 keeps none",
+        help="with --data: keep so many of the teacher's outputs for every image of every step, "
+        "half of them the largest and half drawn, six bytes each, in labels/ of the run; 0 keeps "
+        "none",
     )
     labels: str | None = option(
         None,
