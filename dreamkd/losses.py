@@ -224,8 +224,8 @@ class Some(NamedTuple):
 def some(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Some:
     """Some of the outputs of each image: the larger half are the largest, the others drawn.
 
-    The largest alone would say the same of every other class. Drawn anew for every view, each class
-    is told of in its turn, as far as it is from the others.
+    The largest alone would say the same of every other class; drawn anew for every view, each is
+    told of in its turn.
 
     Args:
         log_p: (B, classes), log softmax(z / tau).
@@ -234,7 +234,7 @@ def some(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Some:
     """
     count = log_p.shape[1]
     k = min(k, count)
-    first = log_p.topk(-(-k // 2), dim=1).indices
+    first = log_p.topk(_largest(k), dim=1).indices
     draws = torch.rand(log_p.shape, generator=generator).to(log_p.device, non_blocking=True)
     drawn = draws.scatter(1, first, -1.0).topk(k - first.shape[1], dim=1).indices
     index = torch.cat([first, drawn], dim=1)
@@ -242,11 +242,17 @@ def some(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Some:
 
 
 def distillation_from_some(teacher: Some, student: Tensor, *, temperature: float) -> Tensor:
-    """`distillation` from some of the teacher's outputs: all other classes count as one.
+    """`distillation` from some of the teacher's outputs, of which it is an unbiased estimate.
 
-        tau^2 (sum_k p_k log(p_k / q_k) + r log(r / s)),  r = 1 - sum_k p_k,  s = 1 - sum_k q_k
+    Of the classes that are not among the largest, the mean p is known; those drawn say, each in its
+    turn, how far it is from that:
 
-    With all outputs kept it differs from `distillation` by the rounding of half precision.
+        t_k = p_k              of the largest
+        t_k = m + c (p_k - m)  of those drawn,  c = (classes - largest) / drawn
+        t_k = m                of the others,   m = (1 - sum_largest p) / (classes - largest)
+
+    and the gradient is that of -tau^2 sum_k t_k log q_k. With one output the rest is spread evenly;
+    with all of them it differs from `distillation` by the rounding of half precision.
 
     Args:
         teacher: k outputs of each image, at this temperature. student: logits (B, classes).
@@ -255,9 +261,20 @@ def distillation_from_some(teacher: Some, student: Tensor, *, temperature: float
     log_q = F.log_softmax(student.float() / temperature, dim=1)
     index, log_p = teacher.classes.long(), teacher.log_prob.float()
     p, kept = log_p.exp(), log_q.gather(1, index)
-    loss = (p * (log_p - kept)).sum(1)
-    if index.shape[1] < log_q.shape[1]:
-        others = log_q.scatter(1, index, -math.inf).logsumexp(1)
-        rest = (1 - p.sum(1)).clamp_min(1e-6)  # half precision may sum to more than 1
-        loss += rest * (rest.log() - others)
+    first = _largest(index.shape[1])
+    others, drawn = log_q.shape[1] - first, index.shape[1] - first
+    loss = (p * (log_p - kept))[:, :first].sum(1)
+    if others:
+        mean = ((1 - p[:, :first].sum(1)) / others).clamp_min(1e-8)  # half precision may exceed 1
+        loss -= mean * (log_q.sum(1) - kept[:, :first].sum(1))
+        if drawn:
+            p, log_p, kept = (part[:, first:] for part in (p, log_p, kept))
+            loss += others / drawn * (p * log_p - (p - mean[:, None]) * kept).sum(1)
+        else:
+            loss += others * mean * mean.log()
     return loss.mean() * temperature**2
+
+
+def _largest(k: int) -> int:
+    """How many of `k` outputs are the largest; they come first."""
+    return -(-k // 2)
