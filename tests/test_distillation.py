@@ -331,6 +331,8 @@ def test_the_statistics_of_another_network_may_be_matched(whole: Path, tmp_path:
     other = models.create(
         "cifar_resnet8", num_classes=10, input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)
     )
+    with torch.no_grad():
+        other.module.train()(torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
     models.save(other, tmp_path / "other.safetensors")
     run(tmp_path / "run", bn_prior=str(tmp_path / "other.safetensors"))
     assert facts(tmp_path / "run")["student.safetensors"] != facts(whole)["student.safetensors"]

@@ -1,6 +1,8 @@
 """When a step is recorded, and what is copied into a recording; the device is made up."""
 
+import gc
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -28,6 +30,8 @@ class Step:
         if self.waits:
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         if self.fails and self.recording:
+            made = x * given[0]
+            self.lost = weakref.ref(made)
             raise RuntimeError("not while a stream is captured")
         self.calls.append((x, given[0]))
         self.out = x * given[0] * given[1]
@@ -42,9 +46,12 @@ def step() -> Step:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> SimpleNamespace:
     """Stands in for `torch.cuda`; `taken` is what a call of a step takes."""
-    made = SimpleNamespace(taken=10, mode=0, step=None)
+    made = SimpleNamespace(taken=10, mode=0, step=None, resets=0)
 
     class Graph:
+        def reset(self) -> None:
+            made.resets += 1
+
         def replay(self) -> None:
             x, factor = self.inputs
             self.out.copy_(x * factor * 2.0)
@@ -129,6 +136,20 @@ def test_what_cannot_be_recorded_is_called_and_said_once(
     assert len(heard) == 1
     assert reason in str(heard[0])
     assert device.mode == 0
+
+
+def test_a_recording_that_failed_keeps_nothing(device: SimpleNamespace) -> None:
+    """No tensor of it, and no graph, lie in memory beside the step that is called instead."""
+    device.step = Step(fails=True)
+    wanted = Replay(device.step, device="cuda:0", on_event=lambda event: None)
+    gc.disable()  # or it would hide what waits for it
+    try:
+        for k in range(WARM_UP + 1):
+            ask(wanted, k, torch.ones(2))
+        assert device.step.lost() is None
+    finally:
+        gc.enable()
+    assert device.resets == 1
 
 
 def test_recordings_share_their_room(device: SimpleNamespace) -> None:
