@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 #: Settings that may be paths, of what a run keeps hashes of.
-BY_CONTENT = (
-    *("model", "teacher", "class_names", "student", "bn_prior", "verifier", "data", "labels"),
-)
+BY_CONTENT = ("model", "teacher", "student", "bn_prior", "verifier", "data", "labels")
 
 #: Endings of checkpoints.
 FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")

@@ -157,7 +157,7 @@ def inspect(
 def compare(
     classifier: Classifier, images: ImageSet, calls: Sequence[Call], *, batch_size: int
 ) -> Comparison:
-    """R_feature of batches drawn from `images` without replacement, at most ten.
+    """R_feature (Eq. 4) of batches drawn from `images` without replacement, at most ten.
 
     Args:
         calls: of batch-norm layers in a forward pass.

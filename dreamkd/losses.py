@@ -214,14 +214,14 @@ def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Ten
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
-class Some(NamedTuple):
+class SparseOutputs(NamedTuple):
     """k outputs of a network for each image, softened by a temperature."""
 
     classes: Tensor  # int32 (B, k)
     log_prob: Tensor  # float16 (B, k): log softmax(z / tau) of these
 
 
-def some(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Some:
+def sparse(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> SparseOutputs:
     """Some of the outputs of each image: the larger half are the largest, the others drawn.
 
     The largest alone would say the same of every other class; drawn anew for every view, each is
@@ -238,10 +238,12 @@ def some(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Some:
     draws = torch.rand(log_p.shape, generator=generator).to(log_p.device, non_blocking=True)
     drawn = draws.scatter(1, first, -1.0).topk(k - first.shape[1], dim=1).indices
     index = torch.cat([first, drawn], dim=1)
-    return Some(index.int(), log_p.gather(1, index).half())
+    return SparseOutputs(index.int(), log_p.gather(1, index).half())
 
 
-def distillation_from_some(teacher: Some, student: Tensor, *, temperature: float) -> Tensor:
+def distillation_from_sparse(
+    teacher: SparseOutputs, student: Tensor, *, temperature: float
+) -> Tensor:
     """`distillation` from some of the teacher's outputs, of which it is an unbiased estimate.
 
     Of the classes that are not among the largest, the mean p is known; those drawn say, each in its

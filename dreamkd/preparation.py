@@ -105,6 +105,8 @@ def keep(
 ) -> None:
     """Make the folder a run, unless it is one: what was given and what was decided, once.
 
+    With `verbose` it is also told what was decided.
+
     Args: inputs: as `prepare` was given them.
     Raises: RunError: the folder cannot be written.
     """

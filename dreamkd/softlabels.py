@@ -17,7 +17,7 @@ import torch
 from dreamkd import states
 from dreamkd.errors import ConfigError, DataError, ModelError
 from dreamkd.files import make_folders
-from dreamkd.losses import Some
+from dreamkd.losses import SparseOutputs
 
 #: Student steps in one file.
 SEGMENT = 64
@@ -38,7 +38,7 @@ class Recorder:
     def __init__(self, folder: Path) -> None:
         """`folder`: of a run; nothing is made in it before `begin`."""
         self._folder = folder / FOLDER
-        self._rows: list[Some] = []
+        self._rows: list[SparseOutputs] = []
         self._first = 0  # the step of the first row
 
     def begin(self, step: int) -> None:
@@ -57,12 +57,12 @@ class Recorder:
             if first == self._first:
                 self._rows = rows[: step - first]
 
-    def add(self, step: int, some: Some) -> None:
+    def add(self, step: int, outputs: SparseOutputs) -> None:
         """Keep the labels of `step`; on their device until the file is written."""
         if step - self._first == SEGMENT:
             self.flush()
             self._first, self._rows = step, []
-        self._rows.append(some)
+        self._rows.append(outputs)
 
     def flush(self) -> None:
         """Make what was added durable.
@@ -85,7 +85,7 @@ class Stored:
         self._device = device
         self._first = -1
 
-    def at(self, step: int) -> Some:
+    def at(self, step: int) -> SparseOutputs:
         """The labels of `step`.
 
         Raises: DataError: they are missing or damaged.
@@ -141,7 +141,7 @@ def _path(folder: Path, first: int) -> Path:
     return folder / f"steps-{first:08d}.safetensors"
 
 
-def _read(folder: Path, first: int, *, device: str = "cpu") -> list[Some]:
+def _read(folder: Path, first: int, *, device: str = "cpu") -> list[SparseOutputs]:
     """The rows of the file that begins with step `first`, on the device."""
     path = _path(folder, first)
     try:
@@ -151,4 +151,4 @@ def _read(folder: Path, first: int, *, device: str = "cpu") -> list[Some]:
     if facts.get("first") != first:
         raise DataError(f"{path} holds the labels of other steps")
     parts = (tensors[name].to(device) for name in ("classes", "log_prob"))
-    return [Some(*row) for row in zip(*parts, strict=True)]
+    return [SparseOutputs(*row) for row in zip(*parts, strict=True)]

@@ -33,7 +33,7 @@ from dreamkd.engine import (
 )
 from dreamkd.events import OnEvent, ignore
 from dreamkd.examples import Examples
-from dreamkd.losses import Some
+from dreamkd.losses import SparseOutputs
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
 from dreamkd.states import under
@@ -49,8 +49,8 @@ class Training:
         config: DistillConfig,
         *,
         runtime: Runtime,
-        record: Callable[[int, Some], None] | None = None,
-        stored: Callable[[int], Some] | None = None,
+        record: Callable[[int, SparseOutputs], None] | None = None,
+        stored: Callable[[int], SparseOutputs] | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
         """Move the student to the runtime's device, where it learns in place and stays.
@@ -123,8 +123,8 @@ class Training:
             known = self._stored(step) if self._stored is not None else None
             loss, said, gradients = self._learn(views, targets, known)
             if self._record is not None and said is not None:
-                generator = generator_for(config.seed, "labels", step)
-                self._record(step, losses.some(said, config.store_labels, generator=generator))
+                draws = generator_for(config.seed, "labels", step)
+                self._record(step, losses.sparse(said, config.store_labels, generator=draws))
             for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             self._optimizer.step()
@@ -246,7 +246,7 @@ class Training:
         return views, targets
 
     def _differentiate(
-        self, views: Tensor, targets: Tensor | None, known: Some | None
+        self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
     ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
         """The loss of a batch, the teacher's outputs if recorded, the gradient of every weight."""
         self._optimizer.zero_grad()
@@ -260,7 +260,7 @@ class Training:
         return loss.detach(), said, gradients
 
     def _distillation(
-        self, views: Tensor, targets: Tensor | None, known: Some | None
+        self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
     ) -> tuple[Tensor, Tensor | None]:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks.
 
@@ -276,7 +276,7 @@ class Training:
             if self._recording:
                 said = F.log_softmax(target.float() / temperature, dim=1)
         else:
-            loss = losses.distillation_from_some(known, logits, temperature=temperature)
+            loss = losses.distillation_from_sparse(known, logits, temperature=temperature)
         if targets is not None:
             smoothing = config.label_smoothing
             loss += config.hard_labels * losses.hard_labels(logits, targets, smoothing=smoothing)

@@ -497,6 +497,16 @@ def test_it_computes_on_as_many_threads_as_asked(tmp_path: Path) -> None:
     assert (seen, torch.get_num_threads()) == ({before + 1}, before)
 
 
+def test_class_names_count_and_not_the_file_they_lie_in(tmp_path: Path) -> None:
+    names = [f"digit {k}" for k in range(10)]
+    for name, lines in (("a.txt", names), ("b.txt", names), ("c.txt", names[::-1])):
+        (tmp_path / name).write_text("\n".join(lines))
+    for name in ("a.txt", "b.txt"):
+        run(tmp_path / "run", class_names=str(tmp_path / name), per_class=2)
+    with pytest.raises(RunError, match="class_names"):
+        run(tmp_path / "run", class_names=str(tmp_path / "c.txt"), per_class=2)
+
+
 def test_a_batch_above_the_chunk_is_cut_and_the_cut_recorded(tmp_path: Path) -> None:
     run(tmp_path / "run", image_chunk=7, per_class=2)
     settings = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]

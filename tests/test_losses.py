@@ -163,9 +163,9 @@ def test_a_flat_image_has_a_finite_gradient(prior) -> None:
 
 def test_distillation_from_all_outputs_is_that_from_the_logits() -> None:
     teacher, student = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0)) * 3
-    kept = losses.some((teacher / 4).log_softmax(1), 50, generator=None)
+    kept = losses.sparse((teacher / 4).log_softmax(1), 50, generator=None)
     assert kept.classes.shape == (8, 20)
-    found = losses.distillation_from_some(kept, student, temperature=4.0)
+    found = losses.distillation_from_sparse(kept, student, temperature=4.0)
     wanted = losses.distillation(teacher, student, temperature=4.0)
     assert float(found) == pytest.approx(float(wanted), rel=2e-3)
 
@@ -174,10 +174,10 @@ def test_of_one_output_the_rest_is_spread_evenly() -> None:
     teacher = torch.tensor([[2.0, 1.0, 0.0, -1.0, -1.0]])
     student = torch.tensor([[0.5, 0.0, 1.0, -0.5, 0.2]])
     log_p = (teacher / 2).log_softmax(1)
-    kept = losses.some(log_p, 1, generator=None)
+    kept = losses.sparse(log_p, 1, generator=None)
     p = torch.cat([log_p.exp()[0, :1], (1 - log_p.exp()[0, :1]).expand(4) / 4])
     q = (student / 2).log_softmax(1)[0]
-    found = losses.distillation_from_some(kept, student, temperature=2.0)
+    found = losses.distillation_from_sparse(kept, student, temperature=2.0)
     assert float(found) == pytest.approx(4 * float((p * (p.log() - q)).sum()), rel=2e-3)
 
 
@@ -192,8 +192,8 @@ def test_over_all_draws_loss_and_gradient_are_those_of_all_outputs(k: int) -> No
     found = []
     for drawn in itertools.combinations(order[first:].tolist(), k - first):
         index = torch.tensor([[*order[:first].tolist(), *drawn]])
-        kept = losses.Some(index.int(), log_p.gather(1, index).half())
-        found.append(losses.distillation_from_some(kept, student, temperature=4.0))
+        kept = losses.SparseOutputs(index.int(), log_p.gather(1, index).half())
+        found.append(losses.distillation_from_sparse(kept, student, temperature=4.0))
     estimate = torch.stack(found).mean()
     wanted = losses.distillation(teacher, student, temperature=4.0)
     assert estimate.item() == pytest.approx(wanted.item(), rel=1e-2, abs=2e-3)
@@ -203,10 +203,10 @@ def test_over_all_draws_loss_and_gradient_are_those_of_all_outputs(k: int) -> No
 
 def test_half_of_what_is_kept_is_the_largest_and_half_is_drawn_anew() -> None:
     log_p = torch.arange(8.0).flip(0).log_softmax(0).expand(400, 8)
-    kept = losses.some(log_p, 4, generator=torch.Generator().manual_seed(0))
+    kept = losses.sparse(log_p, 4, generator=torch.Generator().manual_seed(0))
     assert kept.classes[:, :2].tolist() == [[0, 1]] * 400
     counts = torch.bincount(kept.classes[:, 2:].flatten(), minlength=8).tolist()
     assert counts[:2] == [0, 0]
     assert all(90 < count < 180 for count in counts[2:])  # 133 each
-    one = losses.some(log_p, 1, generator=None)
+    one = losses.sparse(log_p, 1, generator=None)
     assert one.classes.tolist() == [[0]] * 400

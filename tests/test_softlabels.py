@@ -15,13 +15,15 @@ from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, Stopped
 from dreamkd.events import Hint
 from dreamkd.inversion import invert
-from dreamkd.losses import Some
+from dreamkd.losses import SparseOutputs
 from dreamkd.softlabels import SEGMENT, Recorder, Stored
 from tests.conftest import PLAIN, invert_config
 
 
-def label(step: int) -> Some:
-    return Some(torch.full((2, 3), step, dtype=torch.int32), torch.full((2, 3), -step / 8).half())
+def label(step: int) -> SparseOutputs:
+    return SparseOutputs(
+        torch.full((2, 3), step, dtype=torch.int32), torch.full((2, 3), -step / 8).half()
+    )
 
 
 @pytest.mark.parametrize("stop", [1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT])

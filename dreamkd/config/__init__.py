@@ -1,8 +1,8 @@
 """Every setting of every command: frozen dataclasses whose fields document themselves.
 
 `options` holds the mechanism (fields with help, range and symbol; parsing; merging), `commands`,
-`images` and `student` the settings, `presets` what `auto` means. The command line and docs/cli.md
-are generated from them.
+`shared`, `images` and `student` the settings, `presets` what `auto` means. The command line and
+docs/cli.md are generated from them.
 """
 
 from dreamkd.config.commands import (
@@ -11,14 +11,11 @@ from dreamkd.config.commands import (
     EvalConfig,
     InspectConfig,
     InvertConfig,
-    LimitConfig,
-    ModelConfig,
-    OutputConfig,
-    RuntimeConfig,
 )
 from dreamkd.config.images import BY_PRESET, CompetitionConfig, ImageConfig
 from dreamkd.config.options import Option, OptionField, merge, option, options, read_file
 from dreamkd.config.presets import OTHER_IMAGES, PRESETS, settle
+from dreamkd.config.shared import LimitConfig, ModelConfig, OutputConfig, RuntimeConfig
 
 __all__ = [
     "BY_PRESET",

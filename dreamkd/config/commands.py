@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from dreamkd.config.images import (
     BY_PRESET,
@@ -13,137 +11,20 @@ from dreamkd.config.images import (
     CompetitionConfig,
     ImageConfig,
 )
-from dreamkd.config.options import option
+from dreamkd.config.options import check_bases, option, refuse_idle
+from dreamkd.config.shared import (
+    MODEL,
+    RUN,
+    LimitConfig,
+    ModelConfig,
+    OutputConfig,
+    RuntimeConfig,
+    SeedConfig,
+)
 from dreamkd.config.student import StudentConfig
 from dreamkd.errors import ConfigError
 
-_MODEL, _DATA, _RUN = "Model", "Data", "Run"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """How the model (in `distill`: the teacher) is built, where its file does not say."""
-
-    arch: str | None = option(
-        None,
-        group=_MODEL,
-        help="architecture of a checkpoint that does not name its own and fits several",
-    )
-    num_classes: int | None = option(
-        None, group=_MODEL, minimum=1, help="number of classes, else from the weights"
-    )
-    input_size: tuple[int, ...] = option(
-        (), group=_MODEL, minimum=1, help="C,H,W in pixels (H alone: H,H), else the model's own"
-    )
-    mean: tuple[float, ...] = option(
-        (), group=_MODEL, help="normalisation mean per channel in [0,1], else the model's own"
-    )
-    std: tuple[float, ...] = option(
-        (), group=_MODEL, above=0, help="normalisation std per channel, else the model's own"
-    )
-    class_names: str | None = option(
-        None,
-        group=_MODEL,
-        help="file of the classes' names, one a line in the order of the logits, else the model's "
-        "own",
-    )
-    trust_pickle: bool = option(
-        False,
-        group=_MODEL,
-        help="load full pickles, which can run any code: only for files you made yourself",
-    )
-
-    def check(self) -> None:
-        """Refuse combinations that no single field can see."""
-        if len(self.input_size) not in (0, 1, 3):
-            raise ConfigError("--input-size: give H, or C,H,W")
-
-    def load_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `dreamkd.models.load`; what was not given is None.
-
-        Raises: ConfigError: the file of class names cannot be read.
-        """
-        size = self.input_size
-        return {
-            "arch": self.arch,
-            "num_classes": self.num_classes,
-            "input_size": (2 * size if len(size) == 1 else size) or None,
-            "mean": self.mean or None,
-            "std": self.std or None,
-            "class_names": self.class_names and _lines(self.class_names),
-            "trust_pickle": self.trust_pickle,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputConfig:
-    """What is printed."""
-
-    json: bool = option(
-        False, group=_RUN, identity=False, help="print the result as one JSON document on stdout"
-    )
-    quiet: bool = option(
-        False, group=_RUN, identity=False, help="print nothing on stderr but errors"
-    )
-    verbose: bool = option(
-        False, group=_RUN, identity=False, help="also print the settings of the run, one per line"
-    )
-
-    def check(self) -> None:
-        """Refuse combinations that no single field can see."""
-        if self.quiet and self.verbose:
-            raise ConfigError("--quiet and --verbose exclude each other")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """Where and how the work is computed."""
-
-    device: str = option("auto", group=_RUN, help="auto, cpu, cuda or cuda:N")
-    precision: str = option(
-        "auto",
-        group=_RUN,
-        choices=("auto", "fp32", "bf16", "fp16"),
-        help="of matrix products; auto is bf16 where the hardware has it, else fp32",
-    )
-    threads: int | str = option(
-        "auto",
-        group=_RUN,
-        minimum=1,
-        maximum=1024,
-        auto="as many as there are cores",
-        help="CPU threads",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedConfig:
-    """What makes random draws repeatable, and the compiler that long work wants."""
-
-    seed: int = option(
-        0, group=_RUN, minimum=0, maximum=2**63 - 1, help="seed of every random draw"
-    )
-    compile: str = option(
-        "auto",
-        group=_RUN,
-        choices=("auto", "on", "off"),
-        help="torch.compile the step; auto compiles where the job is long enough to earn it back",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitConfig:
-    """When long work stops by itself."""
-
-    max_minutes: float | None = option(
-        None,
-        group=_RUN,
-        above=0,
-        maximum=10**6,
-        identity=False,
-        help="stop after so many minutes with exit code 8; the same command continues, but an "
-        "unfinished batch of images begins anew: allow the time of one",
-    )
+_DATA = "Data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +32,10 @@ class InspectConfig(ModelConfig, OutputConfig):
     """List the batch-norm layers of a model and say whether it can be inverted."""
 
     model: str = option(
-        group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
+        group=MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
     )
     no_pretrained: bool = option(
-        False, group=_MODEL, help="look at the architecture alone, without weights or download"
+        False, group=MODEL, help="look at the architecture alone, without weights or download"
     )
     data: str | None = option(
         None,
@@ -167,14 +48,14 @@ class InspectConfig(ModelConfig, OutputConfig):
     )
     save: str | None = option(
         None,
-        group=_MODEL,
+        group=MODEL,
         help="also write it to this file (safetensors), with its architecture, input size and "
         "normalisation, so that no command needs an option to read it",
     )
 
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
-        _check_bases(InspectConfig, self)
+        check_bases(InspectConfig, self)
         for option_, given in (("--save", self.save), ("--data", self.data)):
             if given is not None and self.no_pretrained:
                 raise ConfigError(f"{option_} has no effect with --no-pretrained")
@@ -187,7 +68,7 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
     """Measure a model on labelled images: top-1, top-5, loss, agreement with a teacher."""
 
     model: str = option(
-        group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
+        group=MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
     )
     data: str = option(
         group=_DATA,
@@ -196,12 +77,12 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
     )
     precision: str = option(
         "fp32",
-        group=_RUN,
+        group=RUN,
         choices=("auto", "fp32", "bf16", "fp16"),
         help="of matrix products; fp32 as published figures are, and those of distill",
     )
     teacher: str | None = option(
-        None, group=_MODEL, help="second model, whose top-1 predictions are compared"
+        None, group=MODEL, help="second model, whose top-1 predictions are compared"
     )
     interpolation: str | None = option(
         None,
@@ -221,7 +102,7 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
 
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
-        _check_bases(EvalConfig, self)
+        check_bases(EvalConfig, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +118,7 @@ class InvertConfig(
     """Turn a trained classifier into images (DeepDream, DeepInversion, Adaptive DeepInversion)."""
 
     model: str = option(
-        group=_MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
+        group=MODEL, argument=True, help="torchvision or timm name, bundled teacher, or checkpoint"
     )
     method: str = option(
         "deepinversion",
@@ -247,7 +128,7 @@ class InvertConfig(
     )
     student: str | None = option(
         None,
-        group=_MODEL,
+        group=MODEL,
         help="of --method adaptive: the model that images should disagree with, as it is",
     )
     classes: str = option(
@@ -273,18 +154,18 @@ class InvertConfig(
     )
     format: str = option(
         "shards",
-        group=_RUN,
+        group=RUN,
         choices=("shards", "folder"),
         help="of the images: WebDataset tars, or images/CLASS/KEY.png as ImageFolder reads them",
     )
     out: str | None = option(
-        None, group=_RUN, identity=False, help="run folder; else runs/invert-MODEL-N, N counting up"
+        None, group=RUN, identity=False, help="run folder; else runs/invert-MODEL-N, N counting up"
     )
 
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
-        _check_bases(InvertConfig, self)
-        _refuse_idle(self)
+        check_bases(InvertConfig, self)
+        refuse_idle(self)
         if self.method == "adaptive" and self.student is None:
             raise ConfigError("--method adaptive: needs the --student that images disagree with")
 
@@ -314,10 +195,10 @@ class DistillConfig(
     """Train a student from a teacher without the teacher's data."""
 
     teacher: str = option(
-        group=_MODEL, help="torchvision or timm name, bundled teacher, or checkpoint"
+        group=MODEL, help="torchvision or timm name, bundled teacher, or checkpoint"
     )
     student: str = option(
-        group=_MODEL,
+        group=MODEL,
         help="name of the student's architecture, trained from scratch; or a checkpoint or "
         "bundled network to go on from",
     )
@@ -366,15 +247,15 @@ class DistillConfig(
     )
     out: str | None = option(
         None,
-        group=_RUN,
+        group=RUN,
         identity=False,
         help="run folder; else runs/distill-TEACHER-N, N counting up",
     )
 
     def check(self) -> None:
         """Refuse combinations that no single field can see."""
-        _check_bases(DistillConfig, self)
-        _refuse_idle(self)
+        check_bases(DistillConfig, self)
+        refuse_idle(self)
         if self.data and self.recipe not in ("auto", "offline"):
             raise ConfigError(f"--recipe {self.recipe}: makes its own images; leave out --data")
         if not self.data and (self.store_labels or self.labels):
@@ -405,35 +286,6 @@ class DistillConfig(
         synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
         names = (*synthesis, "first_batches", "rounds")
         return idle | {name: "--data" for name in names if name not in ("preset", "flip")}
-
-
-def _lines(path: str) -> tuple[str, ...]:
-    """The lines of a text file, none of them empty.
-
-    Raises: ConfigError: it cannot be read, or one is.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--class-names {path}: cannot be read ({error})") from error
-    names = tuple(line.strip() for line in lines)
-    if "" in names:
-        raise ConfigError(f"--class-names {path}: line {names.index('') + 1} is empty")
-    return names
-
-
-def _refuse_idle(instance: InvertConfig | DistillConfig) -> None:
-    """Refuse options that were given and have no effect."""
-    fields = type(instance).__dataclass_fields__
-    for name, by in instance.idle().items():
-        if getattr(instance, name) != fields[name].default:
-            raise ConfigError(f"--{name.replace('_', '-')} has no effect with {by}")
-
-
-def _check_bases(config: type, instance: Any) -> None:
-    for base in config.__mro__[1:]:
-        if "check" in vars(base):
-            vars(base)["check"](instance)
 
 
 #: Command -> its settings; the command line and docs/cli.md are generated from this table.

@@ -245,3 +245,24 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected a table of settings")
     return values
+
+
+def check_bases(config: type, instance: Any) -> None:
+    """Run the `check` of every class that `config` is made of, its own left out.
+
+    Raises: ConfigError: what they do not allow.
+    """
+    for base in config.__mro__[1:]:
+        if "check" in vars(base):
+            vars(base)["check"](instance)
+
+
+def refuse_idle(instance: Any) -> None:
+    """Refuse options that were given and have no effect, by the instance's `idle`.
+
+    Raises: ConfigError: names the option, and what makes it so.
+    """
+    fields = type(instance).__dataclass_fields__
+    for name, by in instance.idle().items():
+        if getattr(instance, name) != fields[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect with {by}")

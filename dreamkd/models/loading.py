@@ -169,11 +169,11 @@ def _from_file(
     size = fields.get("input_size", defaults.input_size)
     counts = recognition.sizes(architecture, state, input_size=size)
     # Without a fit, load_state names what is wrong with the architecture's own counts.
-    num_classes, channels = counts or (defaults.num_classes or 1000, (3, *size)[-3])
+    num_classes, channels = counts or (defaults.num_classes or 1000, _channels(size) or 3)
     for wanted in (given, stated):
         if wanted.get("num_classes", num_classes) != num_classes:
             raise ModelError(_other_count(path, "classes", num_classes, wanted["num_classes"]))
-        if (channels, *wanted.get("input_size", ()))[-3:][0] != channels:
+        if _channels(wanted.get("input_size", ())) not in (None, channels):
             raise ModelError(_other_count(path, "channels", channels, wanted["input_size"][0]))
     assumed = [name.replace("_", " ") for name in _EXPECTED if name not in fields]
     if assumed:
@@ -250,8 +250,13 @@ def _card(
 def _sized(fields: Mapping[str, Any], defaults: Defaults) -> tuple[int, int, int]:
     """(C, H, W) of what is stated, perhaps without C, or else usual."""
     stated = fields.get("input_size", defaults.input_size)
-    channels, height, width = (defaults.input_size[0], *stated)[-3:]
-    return channels, height, width
+    height, width = stated[-2:]
+    return _channels(stated) or defaults.input_size[0], height, width
+
+
+def _channels(input_size: tuple[int, ...]) -> int | None:
+    """C of (C, H, W); None of (H, W) and of nothing."""
+    return input_size[0] if len(input_size) == 3 else None
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
