@@ -8,7 +8,7 @@ never scatter, so that they are deterministic on every device.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -181,15 +181,11 @@ class View(NamedTuple):
 
     def to(self, device: str) -> Self:
         """The draws on the device of the images: one small copy each."""
-        roll = Roll(*torch.stack(self.roll).to(device, non_blocking=True))
-        crop = self.crop and Window(*torch.stack(self.crop).to(device, non_blocking=True))
-        return type(self)(roll, crop)
+        return type(self)(moved(self.roll, device), self.crop and moved(self.crop, device))
 
     def part(self, part: slice) -> Self:
         """The draws of some images of the batch."""
-        roll = Roll(*(draw[part] for draw in self.roll))
-        crop = self.crop and Window(*(draw[part] for draw in self.crop))
-        return type(self)(roll, crop)
+        return type(self)(part_of(self.roll, part), self.crop and part_of(self.crop, part))
 
 
 def draw_view(
@@ -208,52 +204,71 @@ def see(images: Tensor, view: View) -> Tensor:
     return seen if view.crop is None else crop(seen, view.crop)
 
 
-def random_crop(images: Tensor, *, padding: int, flip: bool, generator: Generator | None) -> Tensor:
+def random_crop(images: Tensor, offsets: Roll) -> Tensor:
     """Pad with the mirrored border, crop back to size at a random place, mirror half of the images.
 
     The usual augmentation of 32-pixel classifiers; no gradient is needed through it.
 
     Args:
         images: (B, C, H, W), any dtype.
-        padding: pixels on each side, less than H and W; 0 only flips.
+        offsets: of `draw_roll`, whose shift is the padding, less than H and W; on the CPU.
     Returns: (B, C, H, W), same dtype.
     """
-    batch, _, height, width = images.shape
-    draws = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator) - padding
-    mirrored = torch.zeros((1, batch, 1), dtype=torch.int64)
-    if flip:
-        mirrored = torch.randint(0, 2, (1, batch, 1), generator=generator)
-    device = images.device
-    down, right, mirrored = torch.cat([draws, mirrored]).to(device, non_blocking=True)
-    h, w = (torch.arange(n, device=device) for n in (height, width))
+    height, width = images.shape[2:]
+    down, right, mirrored = (draw[:, None] for draw in moved(offsets, images.device))
+    h, w = (torch.arange(n, device=images.device) for n in (height, width))
     w = torch.where(mirrored > 0, width - 1 - w, w)
     # Mirror the indices at the border instead of copying the images into a padded buffer.
     return _take(images, _reflect(h + down, height), _reflect(w + right, width))
 
 
-def cut_mix(images: Tensor, *, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Paste a box of another image of the batch into each (CutMix, Yun et al. 2019).
+class Box(NamedTuple):
+    """A rectangle of the shape of each image, in shares of its sides, each float (B,)."""
 
-    Its share of the area is uniform in [0, 1], its centre anywhere, and what lies outside is lost.
-    Distillation needs no more: it asks the teacher about what the student sees.
+    area: Tensor  # of the image, where it lies within
+    down: Tensor  # its centre
+    right: Tensor
+
+
+def draw_box(batch: int, *, generator: Generator | None) -> Box:
+    """Draw a box per image: its share of the area uniform in [0, 1], its centre anywhere."""
+    return Box(*torch.rand((3, batch, 1), generator=generator)[..., 0])
+
+
+def cut_mix(images: Tensor, others: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Paste a box of another image into each (CutMix, Yun et al. 2019).
+
+    What of the box lies outside is lost. Distillation needs no more: it asks the teacher about what
+    the student sees.
 
     Args:
         images: (B, C, H, W), any dtype.
-    Returns: images of the same shape and dtype; the index (B,) of the other image of each; its
-        share (B,) of the area.
+        others: those that the boxes are cut from, of the same shape.
+        box: of `draw_box`, on the CPU.
+    Returns: images of the same shape and dtype; the share (B,) of its area that is of the other.
     """
-    batch, _, height, width = images.shape
-    device = images.device
-    others = torch.randperm(batch, generator=generator).to(device, non_blocking=True)
-    draws = torch.rand((3, batch, 1), generator=generator).to(device, non_blocking=True)
-    share, down, right = draws
-    side = share.sqrt() / 2
+    height, width = images.shape[2:]
+    area, down, right = (draw[:, None] for draw in moved(box, images.device))
+    side = area.sqrt() / 2
     rows, columns = (
-        ((torch.arange(length, device=device) + 0.5) / length - centre).abs() < side
+        ((torch.arange(length, device=images.device) + 0.5) / length - centre).abs() < side
         for length, centre in ((height, down), (width, right))
     )
-    box = rows[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(box, images[others], images), others, box.float().mean((1, 2, 3))
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, others, images), inside.float().mean((1, 2, 3))
+
+
+Draws = TypeVar("Draws", Roll, Window, Box)
+
+
+def part_of(draws: Draws, part: slice | Tensor) -> Draws:
+    """The draws of some images of a batch."""
+    return type(draws)(*(draw[part] for draw in draws))
+
+
+def moved(draws: Draws, device: torch.device | str) -> Draws:
+    """The draws on another device: one small copy, for which the host does not wait."""
+    return type(draws)(*torch.stack(draws).to(device, non_blocking=True))
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

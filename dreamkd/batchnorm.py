@@ -9,13 +9,14 @@ Statistics are taken at the *input* of a layer: fused activations make its outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dreamkd.errors import NoBatchNormError
@@ -71,6 +72,33 @@ def _holds(module: nn.Module) -> bool:
     if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
         return False
     return mean.ndim == 1 and mean.shape == var.shape and not isinstance(module, _InstanceNorm)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Every mean and variance that training moves; the frozen kinds' are left out."""
+    found = ((norm.running_mean, norm.running_var) for norm in _learning(model))
+    return [statistic for pair in found for statistic in pair if statistic is not None]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace running statistics by their plain mean over `batches`, each (B, C, H, W)."""
+    norms = _learning(model)
+    before = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for inputs in batches:
+        model(inputs)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _learning(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def trace(model: nn.Module, inputs: Tensor) -> list[Call]:

@@ -13,28 +13,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreamkd import batchnorm, models, samples, softlabels, timetable
-from dreamkd.budget import fit
+from dreamkd import batchnorm, footprint
+from dreamkd.budget import fit, measure_pace
 from dreamkd.config import DistillConfig
-from dreamkd.course import steps_per_batch
-from dreamkd.engine import Runtime, enough_memory, require_memory, time_limit
-from dreamkd.errors import Stopped
+from dreamkd.distributed import Workers
+from dreamkd.engine import Runtime, enough_memory, time_limit
+from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
-from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
-from dreamkd.files import require_room
+from dreamkd.examples import Examples
 from dreamkd.identity import requested_settings
-from dreamkd.images import IMAGES
 from dreamkd.job import Job
-from dreamkd.metrics import measure
+from dreamkd.materials import Materials
 from dreamkd.models import Classifier
-from dreamkd.partners import load_partner, starting_student
-from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
+from dreamkd.outcome import accuracies, save
+from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
 from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.softlabels import Recorder, Stored
-
-#: What makes the bank smaller.
-_FEWER = "lower --rounds, --first-batches or --image-batch-size"
 
 #: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
 _CHEAP = 64
@@ -86,154 +81,211 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    began = time.perf_counter()
     should_stop = time_limit(should_stop, minutes=config.max_minutes)
-    teacher = teacher or models.load(config.teacher, **config.load_arguments())
-    on_event(Note(f"teacher: {teacher.card.source}"))
-    student = starting_student(config, teacher, on_event=on_event)
+    workers = Workers.of_environment()
+    with workers.joined():
+        if workers.leads:
+            return _lead(config, workers, teacher, on_event=on_event, should_stop=should_stop)
+        return _follow(workers, teacher, on_event=on_event, should_stop=should_stop)
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """What the leader decided and tells: all that a worker needs to take its part."""
+
+    config: DistillConfig  # every `auto` decided, but for the steps if there is a plan to make
+    folder: Path
+    inputs: dict[str, Any]
+    planning: bool
+    baseline: bool
+
+
+def _lead(
+    config: DistillConfig,
+    workers: Workers,
+    teacher: Classifier | None,
+    *,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> Distillation:
+    """Decide what the run is, take a part in it, and end it."""
+    began = time.perf_counter()
+    materials = Materials.load(config, teacher, on_event=on_event)
+    teacher, student = materials.teacher, materials.student
     # But for what is measured: the same whatever the machine.
     decided = settled(config, teacher, student=student)
-    prior = None
-    if config.bn_prior is not None:
-        prior = load_partner(
-            config.bn_prior, teacher, option="--bn-prior", trust_pickle=config.trust_pickle
-        )
-        on_event(Note(f"statistics: {prior.card.source}"))
     if decided.recipe != "offline":
-        source = prior or teacher
+        source = materials.prior or teacher
         batchnorm.require_statistics(source.module, name=source.card.architecture)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
+    _refuse_to_share(decided, workers)
     try_out(teacher, factor=coarsest(decided))
     try_out(student, training=True)
     if decided.recipe != "offline" and decided.competition:
         try_out(student, factor=coarsest(decided))  # as a rival it sees every stage
-    labelled = read_labelled(config.eval_data, teacher, on_event=on_event)
-    # Shards are used as they are.
-    data = read_labelled(config.data, teacher, crop_pct=1.0, on_event=on_event)
-    inputs: dict[str, Any] = {
-        "data_pixels_sha256": data and _pixels_sha256(data.examples),
-        "bn_prior_sha256": prior and prior.sha256(),
-    }
-    if config.labels is not None:
-        wanted = {name: getattr(decided, name) for name in softlabels.VIEWS}
-        wanted |= {**inputs, "teacher_sha256": teacher.sha256()}
-        wanted |= {f"teacher_{name}": getattr(teacher.card, name) for name in softlabels.CARD}
-        inputs["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
-    inputs["student_sha256"] = student.sha256()
-    inputs["student_data_free"] = student.card.data_free
+    materials = materials.with_images(config, on_event=on_event)
+    inputs = materials.identity(decided) | {"workers": workers.world}
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
         on_event = run.listener(on_event)
 
         def check(config: DistillConfig) -> None:
-            needed = _room(config, student, run)
-            if not config.data:
-                require_memory(_images(config), teacher.card.input_size, advice=_FEWER)
-            on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
+            on_event(Note(f"run: {folder}; {footprint.require(config, student, run)}"))
 
         given, planning = config, bool(config.budget_minutes) and run.resolved is None
         config, runtime = prepare(
             run,
             given,
             teacher=teacher,
-            prior=prior,
+            prior=materials.prior,
             student=student,
-            image_steps=_image_steps,
-            budget=60 * config.budget_minutes / _graphs(config) if config.budget_minutes else None,
+            image_steps=lambda c: footprint.image_steps(c) // workers.world,
+            budget=footprint.seconds_a_graph(config),
             inputs=inputs,
             check=None if planning else check,
         )
-        common: dict[str, Any] = {
-            "run": run,
-            "runtime": runtime,
-            "teacher": teacher,
-            "on_event": on_event,
-            "should_stop": should_stop,
-        }
-        again = student.copy() if _wants_baseline(given, teacher) else None
-        labels = Stored(Path(config.labels), device=runtime.device) if config.labels else None
-        with (
-            enough_memory("lower --batch-size or --image-chunk, in another --out"),
-            Job(
-                name="student",
-                config=config,
-                student=student,
-                prior=prior,
-                given=data and data.examples,
-                measured=labelled,
-                recorder=Recorder(folder) if config.store_labels else None,
-                stored=labels,
-                **common,
-            ) as job,
-        ):
+        baseline = _wants_baseline(given, teacher)
+        assignment = _Assignment(config, folder, inputs, planning, baseline)
+
+        def plan(job: Job) -> DistillConfig:
+            config = assignment.config
             if planning:
                 config = fit(job, given=given, began=began)
                 check(config)
-                job.resize(config)
             keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
             on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
-            examples = RECIPES[config.recipe](job)
-            student = job.training.result(examples)
-        free = data is None or is_data_free(str(config.data))
-        data_free = free and student.card.data_free
-        saved = _save(job, student, data_free=data_free)
-        baseline = None
-        if again is not None:
-            with Job(name="noise", config=config, student=again, **common) as other:
-                noise = on_noise(other, count=len(examples.images))
-                baseline = other.training.result(noise)
-        with runtime.active():
-            count = len(examples.images)
-            result = _accuracies(job, student, baseline, labelled, images=count) | {
-                "images": count,
-                "image_source": data.source if data else f"made from {config.teacher}",
-                "steps": int(config.steps),
-                "data_free": data_free,
-                "synthesis_seconds": job.seconds,
-                "student_seconds": job.training.seconds,
-            }
+            if workers.world > 1:
+                on_event(Note(f"{workers.world} workers, each with its part of every batch"))
+            return workers.told(config)
+
+        workers.told(assignment)
+        with workers.together():
+            job, examples, student = _train(
+                assignment, run, materials, workers, plan, on_event, should_stop
+            )
+            data_free = materials.is_data_free(config)
+            saved = save(job, student, data_free=data_free)
+            noise = _train_on_noise(assignment, job, materials, count=len(examples.images))
+            with job.runtime.active():
+                count = len(examples.images)
+                result = accuracies(job, student, noise, images=count) | {
+                    "images": count,
+                    "image_source": materials.source(config),
+                    "steps": int(job.config.steps),
+                    "data_free": data_free,
+                    "synthesis_seconds": job.seconds,
+                    "student_seconds": job.training.seconds,
+                }
         run.finish({**result, "student": saved.name})
         on_event(Finished("distill", job.seconds + job.training.seconds))
-    return Distillation(out=str(folder), student=str(saved), **result)
+    return workers.told(Distillation(out=str(folder), student=str(saved), **result))
 
 
-def _image_steps(config: DistillConfig) -> int:
-    """Images times steps of the whole job; compiling gains a tenth as much on a student step."""
-    learned = int(config.steps) * int(config.batch_size) // 10
-    return learned if config.data else learned + _images(config) * steps_per_batch(config)
+def _follow(
+    workers: Workers,
+    teacher: Classifier | None,
+    *,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> Distillation:
+    """Take the part in the leader's run that it tells of."""
+    assignment: _Assignment = workers.told()
+    config = assignment.config
+    with workers.together():
+        run = Run(assignment.folder)
+        materials = Materials.load(config, teacher).with_images(config, measure=False)
+        if run.resolved is not None:
+            require_same(run, materials.teacher, assignment.inputs)
+
+        def plan(job: Job) -> DistillConfig:
+            if assignment.planning:
+                measure_pace(job)
+            return workers.told()
+
+        on_event = workers.hints_only(run.listener(on_event))
+        job, examples, _ = _train(assignment, run, materials, workers, plan, on_event, should_stop)
+        _train_on_noise(assignment, job, materials, count=len(examples.images))
+    return workers.told()
 
 
-def _graphs(config: DistillConfig) -> int:
-    """What is compiled: the student's step, and images alone, with a rival, and refined."""
-    return 1 if config.data else 4
+def _train(
+    assignment: _Assignment,
+    run: Run,
+    materials: Materials,
+    workers: Workers,
+    plan: Callable[[Job], DistillConfig],
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> tuple[Job, Examples, Classifier]:
+    """Train the student, or take a part in it.
 
-
-def _images(config: DistillConfig) -> int:
-    """Images that the whole job makes."""
-    return timetable.batches(config) * int(config.image_batch_size)
-
-
-def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
-    """Bytes that the run still writes, at most: images, labels, states, the student.
-
-    A state is replaced by a whole new one, and the noise baseline has one of its own; a student's
-    holds weights, their average, and the optimiser's moments.
+    Args: plan: of the open job: its settings, with its steps decided.
+    Returns: the job, ended; what the student learned from; the student.
     """
-    size = student.card.input_size
-    images = 0 if config.data else _images(config) - run.images
-    carried = 0 if config.data else IMAGES[config.images].carried(size)
-    views = int(config.steps) * int(config.batch_size)
-    weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
-    state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))
-    kept = min(config.store_labels, student.card.num_classes)
-    labels = softlabels.room(kept, views) - softlabels.written(run.folder)
-    return samples.room(max(0, images), size) + max(0, labels) + 2 * carried + 3 * state + weights
+    config = replace(assignment.config, device=workers.device(assignment.config.device))
+    runtime = Runtime.settle(config)
+    with (
+        enough_memory("lower --batch-size or --image-chunk, in another --out"),
+        Job(
+            name="student",
+            run=run,
+            config=config,
+            runtime=runtime,
+            teacher=materials.teacher,
+            student=materials.student.copy(),
+            on_event=on_event,
+            should_stop=should_stop,
+            prior=materials.prior,
+            given=materials.given and materials.given.examples,
+            measured=materials.measured,
+            recorder=Recorder(run.folder) if config.store_labels else None,
+            stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
+            workers=workers,
+        ) as job,
+    ):
+        job.resize(replace(plan(job), device=config.device))
+        examples = RECIPES[config.recipe](job)
+        return job, examples, job.training.result(examples)
 
 
-def _pixels_sha256(examples: Examples) -> str:
-    return samples.pixels_sha256(examples.images, examples.labels.tolist())
+def _train_on_noise(
+    assignment: _Assignment, before: Job, materials: Materials, *, count: int
+) -> Classifier | None:
+    """The same student trained as long on as many images of noise, if that is wanted."""
+    if not assignment.baseline:
+        return None
+    with Job(
+        name="noise",
+        run=before.run,
+        config=before.config,
+        runtime=before.runtime,
+        teacher=before.teacher,
+        student=materials.student.copy(),
+        on_event=before.on_event,
+        should_stop=before.should_stop,
+        workers=before.workers,
+    ) as job:
+        noise = on_noise(job, count=count)
+        return job.training.result(noise)
+
+
+def _refuse_to_share(config: DistillConfig, workers: Workers) -> None:
+    """Raises: ConfigError: several processes cannot train this student."""
+    if workers.world == 1:
+        return
+    if config.recipe != "offline":
+        raise ConfigError(
+            f"{workers.world} workers train on images that exist, --data RUN: make them first with "
+            "dreamkd invert, which they share too, or run one process"
+        )
+    workers.require_own_devices(config.device)
+    if int(config.batch_size) % workers.world:
+        raise ConfigError(
+            f"--batch-size {config.batch_size}: is no multiple of {workers.world} workers, each of "
+            "which takes an equal part"
+        )
 
 
 def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
@@ -241,49 +293,3 @@ def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
         cheap = max(teacher.card.input_size[1:]) <= _CHEAP
         return bool(config.eval_data) and cheap and not config.budget_minutes
     return config.noise_baseline == "on"
-
-
-def _save(job: Job, student: Classifier, *, data_free: bool) -> Path:
-    """Write `student.safetensors`, which loads alone."""
-    card = replace(student.card, weights="distilled", pretrained=True, data_free=data_free)
-    path = job.run.folder / "student.safetensors"
-    teacher = job.teacher
-    trained = f"dreamkd distill from {teacher.card.architecture}, sha256 {teacher.sha256()}"
-    models.save(replace(student, card=card), path, extra={"trained": trained})
-    return path
-
-
-def _accuracies(
-    job: Job,
-    student: Classifier,
-    baseline: Classifier | None,
-    data: Labelled | None,
-    *,
-    images: int,
-) -> dict[str, Any]:
-    """Percent on the evaluation data, which trained nothing; None where there is none.
-
-    Raises: Stopped: when asked; the same call measures.
-    """
-    if data is None:
-        names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
-        return dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
-
-    def stop_if_asked() -> None:
-        if job.should_stop():
-            raise Stopped("the student is trained and saved; the same command measures it")
-
-    found = measure(student, *data.examples, teacher=job.teacher, on_batch=stop_if_asked)
-    noise = measure(baseline, *data.examples, on_batch=stop_if_asked) if baseline else None
-    curve = [*job.curve, job.point(found.top1, images=images)]
-    best = max(curve, key=lambda point: point["top1"])
-    return {
-        "teacher_top1": found.teacher_top1,
-        "student_top1": found.top1,
-        "noise_top1": noise.top1 if noise else None,
-        "agreement": found.agreement,
-        "best_top1": best["top1"],
-        "best_step": best["step"],
-        "curve": curve,
-        "eval_source": data.source,
-    }

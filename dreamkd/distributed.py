@@ -5,6 +5,8 @@
 Nothing here is about images: the leader decides and tells, each process does its share, and all of
 them come to the same end. torch is imported once several processes join, for the command line asks
 who it is before it knows whether torch is needed.
+
+What the processes say to each other goes over gloo, from the CPU; tensors on GPUs over NCCL.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from dreamkd.errors import Stopped
+from dreamkd.errors import ConfigError, Stopped
+from dreamkd.events import Event, Hint, OnEvent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -51,10 +57,13 @@ class Workers:
         if self.world == 1:
             yield
             return
+        import torch
         from torch import distributed
 
+        gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         distributed.init_process_group(
-            "gloo", rank=self.rank, world_size=self.world, timeout=_PATIENCE
+            backend, rank=self.rank, world_size=self.world, timeout=_PATIENCE
         )
         try:
             yield
@@ -65,9 +74,79 @@ class Workers:
         """Where this one computes, if the leader does on `leaders`: each on a GPU of its own."""
         return f"cuda:{self.local_rank}" if leaders.startswith("cuda") else leaders
 
+    def require_own_devices(self, given: str) -> None:
+        """Check that `--device` leaves each process a GPU of its own.
+
+        Raises: ConfigError: it names one for all of them.
+        """
+        if self.world > 1 and given not in ("auto", "cpu", "cuda", "cuda:0"):
+            raise ConfigError(f"--device {given}: each worker takes its own; leave it out")
+
+    def hints_only(self, on_event: OnEvent) -> OnEvent:
+        """What a worker has to say beside the leader."""
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Hint):
+                on_event(Hint(f"worker {self.rank}: {event.text}"))
+
+        return listen
+
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part of what all of them hold, dealt round robin."""
         return list(items[self.rank :: self.world])
+
+    def part(self, count: int) -> slice:
+        """This process's equal part of `count` things, a multiple of the processes."""
+        each = count // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, which call this at the same time.
+
+        All of them go in one message; afterwards they are the same to the bit everywhere.
+
+        Args: tensors: of one device.
+        Raises: Stopped: a process is gone.
+        """
+        import torch
+        from torch import distributed
+
+        whole = torch.cat([tensor.flatten() for tensor in tensors])
+        with _missed():
+            distributed.all_reduce(whole)
+        parts = torch.split(whole / self.world, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    def all_of(self, rows: Tensor) -> Tensor:
+        """The parts of all processes, in the order of `part`; all call this at the same time.
+
+        Args: rows: (n, ...), of one shape in all of them.
+        Raises: Stopped: a process is gone.
+        """
+        if self.world == 1:
+            return rows
+        from torch import distributed
+
+        found = rows.new_empty((self.world * len(rows), *rows.shape[1:]))
+        with _missed():
+            distributed.all_gather_into_tensor(found, rows.contiguous())
+        return found
+
+    def any_of(self, value: bool) -> bool:
+        """Whether any process says so; all call this at the same time.
+
+        Raises: Stopped: a process is gone.
+        """
+        if self.world == 1:
+            return value
+        import torch
+        from torch import distributed
+
+        said = torch.tensor(int(value))
+        with _missed():
+            distributed.all_reduce(said)
+        return bool(said)
 
     def told(self, value: T | None = None) -> T:
         """What the leader called this with, in every process; the others wait for it.
@@ -102,6 +181,10 @@ class Workers:
             mine = next(filter(None, [mine, *found]), None)
         if mine is not None:
             raise mine
+
+
+#: The one process of a job that is not shared.
+ALONE = Workers()
 
 
 @contextmanager

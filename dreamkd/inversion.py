@@ -26,7 +26,7 @@ from dreamkd.formats import FORMATS
 from dreamkd.identity import requested_settings
 from dreamkd.layout import Layout
 from dreamkd.models import Classifier
-from dreamkd.pace import Pace, hints_only
+from dreamkd.pace import Pace
 from dreamkd.partners import Partners
 from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
 from dreamkd.randomness import generator_for
@@ -126,7 +126,7 @@ def _lead(
             teacher=teacher,
             prior=partners.prior,
             student=partners.student,
-            image_steps=lambda c: layout.count * steps_per_batch(c),
+            image_steps=lambda c: layout.count * steps_per_batch(c) // workers.world,
             inputs=inputs,
             check=check,
         )
@@ -172,7 +172,7 @@ def _follow(
             teacher = teacher or models.load(config.model, **config.load_arguments())
             partners = Partners.load(config, teacher, on_event=ignore)
             require_same(run, teacher, partners.identity())
-            on_event = hints_only(run.listener(on_event), worker=workers.rank)
+            on_event = workers.hints_only(run.listener(on_event))
             with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
                 _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
     return workers.told()
@@ -241,8 +241,7 @@ def _refuse_to_share(config: InvertConfig, workers: Workers) -> None:
             "every batch depends on those before it (--images generator, --bn-momentum): "
             f"{workers.world} workers cannot share them, so run one process"
         )
-    if config.device not in ("auto", "cpu", "cuda", "cuda:0"):
-        raise ConfigError(f"--device {config.device}: each worker takes its own; leave it out")
+    workers.require_own_devices(config.device)
 
 
 def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:

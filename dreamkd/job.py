@@ -11,10 +11,12 @@ from typing import Self
 
 from dreamkd import timetable
 from dreamkd.config import DistillConfig
+from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import LOOK, Runtime, enough_memory
 from dreamkd.errors import Stopped
 from dreamkd.events import Note, OnEvent, Progress
 from dreamkd.examples import Examples, Labelled
+from dreamkd.losses import SparseOutputs
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.runs import Run
@@ -28,7 +30,10 @@ _SAVE_EVERY = 20.0
 
 @dataclass(kw_only=True)
 class Job:
-    """What a recipe works with; compiled once, from `with` to its end."""
+    """What a recipe works with; compiled once, from `with` to its end.
+
+    Where several workers share it, each holds one, and the leader's alone writes and measures.
+    """
 
     name: str  # of the state file, and of the phase that is reported
     run: Run
@@ -44,6 +49,7 @@ class Job:
     flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
     recorder: Recorder | None = None  # of the teacher's outputs
     stored: Stored | None = None  # the teacher's outputs, if it need not run
+    workers: Workers = ALONE
 
     def __post_init__(self) -> None:
         """Nothing on the networks is touched before `with`."""
@@ -59,8 +65,9 @@ class Job:
                 self.teacher,
                 self.config,
                 runtime=self.runtime,
-                record=self.recorder.add if self.recorder else None,
+                record=self._record if self.recorder else None,
                 stored=self.stored.at if self.stored else None,
+                workers=self.workers,
                 on_event=self.on_event,
             )
         )
@@ -88,6 +95,10 @@ class Job:
             )
         )
 
+    def _record(self, step: int, outputs: SparseOutputs) -> None:
+        if self.recorder is not None and self.workers.leads:
+            self.recorder.add(step, outputs)
+
     @property
     def _measured_on(self) -> str | None:
         return self.measured and self.measured.source
@@ -107,6 +118,8 @@ class Job:
 
     def save(self) -> None:
         """Keep the state."""
+        if not self.workers.leads:
+            return  # its state is the leader's
         self.flush()
         tensors, facts = self.training.state()
         facts |= {"synthesis_seconds": self.seconds}
@@ -125,12 +138,16 @@ class Job:
         Raises: Stopped: when asked; the same command begins with this measurement.
         """
         step = self.training.step
-        if self.measured is None or step not in self._looks:
+        if self.measured is None or step not in self._looks or not self.workers.leads:
             return
         if any(point["step"] == step for point in self.curve):
             return
+        student, alone = self.training.result(examples), self.workers.world == 1
         found = measure(
-            self.training.result(examples), *self.measured.examples, on_batch=self._stop_if_asked
+            student,
+            *self.measured.examples,
+            # Others wait for the next step, and stop with the leader there.
+            on_batch=self._stop_if_asked if alone else lambda: None,
         )
         self.training.student.module.train()
         self.curve.append(self.point(found.top1, images=len(examples.images)))
@@ -154,16 +171,18 @@ class Job:
         """
 
         def on_step(step: int, terms: dict[str, float]) -> None:
-            if step % LOOK == 0 or step == until:
+            pause = step % LOOK == 0 or step == until
+            if pause:
                 total = int(self.config.steps)
                 self.on_event(Progress(self.name, step, total, "steps", terms))
-            self._stop_if_asked()
+            if pause or self.workers.world == 1:  # to agree on it takes a message
+                self._stop_if_asked()
             self.look(examples)
             last = step == int(self.config.steps)
             if last or time.monotonic() - self._saved_at > _SAVE_EVERY:
                 self.save()
 
-        if self.training.step < until:
+        if self.training.step < until and self.workers.leads:
             self.run.begin()
         with enough_memory("lower --batch-size, in another --out"):
             if self.training.step <= until:
@@ -172,6 +191,6 @@ class Job:
 
     def _stop_if_asked(self) -> None:
         """Raises: Stopped: the state of this step is saved."""
-        if self.should_stop():
+        if self.workers.any_of(self.should_stop()):
             self.save()
             raise Stopped("the student's state is saved; the same command continues")

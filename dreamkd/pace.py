@@ -1,4 +1,4 @@
-"""What `invert` tells while it works: of all batches, and of a worker beside the leader."""
+"""What `invert` tells while it works: of all batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamkd.batch import Batch
 from dreamkd.engine import LOOK
-from dreamkd.events import Event, Hint, OnEvent, Progress
+from dreamkd.events import OnEvent, Progress
 from dreamkd.sequence import stop_if_asked
 
 
@@ -45,13 +45,3 @@ class Pace:
             hits = int((top1 == batch.labels).sum())
             key = f"{name} %"
             self._hits[key] = self._hits.get(key, 0) + hits
-
-
-def hints_only(on_event: OnEvent, *, worker: int) -> OnEvent:
-    """What a worker has to say beside the leader."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Hint):
-            on_event(Hint(f"worker {worker}: {event.text}"))
-
-    return listen

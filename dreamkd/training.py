@@ -14,12 +14,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dreamkd import losses
-from dreamkd.augment import cut_mix, random_crop
+from dreamkd.batchnorm import recalibrate, running_statistics
 from dreamkd.config import DistillConfig
+from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import (
     LOOK,
     Runtime,
@@ -37,10 +38,18 @@ from dreamkd.losses import SparseOutputs
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
 from dreamkd.states import under
+from dreamkd.views import view
+
+#: All images of a batch.
+_WHOLE = slice(None)
 
 
 class Training:
-    """One student on the distillation loss (seed Eq. 1)."""
+    """One student on the distillation loss (seed Eq. 1).
+
+    Several workers train it together, each on its part of every batch: gradients are averaged, and
+    so are the running statistics, each of its part. After a step all hold the same student.
+    """
 
     def __init__(
         self,
@@ -51,6 +60,7 @@ class Training:
         runtime: Runtime,
         record: Callable[[int, SparseOutputs], None] | None = None,
         stored: Callable[[int], SparseOutputs] | None = None,
+        workers: Workers = ALONE,
         on_event: OnEvent = ignore,
     ) -> None:
         """Move the student to the runtime's device, where it learns in place and stays.
@@ -61,9 +71,11 @@ class Training:
             config: settled (no `auto` left).
             record: told of every step and `--store-labels` of the teacher's outputs.
             stored: the teacher's outputs of a step, which then does not run.
+            workers: of equal parts of a batch; the same calls in all of them.
         """
         self._record, self._stored = record, stored
         self._recording = record is not None
+        self._workers, self._part = workers, workers.part(int(config.batch_size))
         self.student, self.teacher = student, teacher
         self.config = config
         self.runtime = runtime
@@ -115,15 +127,18 @@ class Training:
         terms: dict[str, float] = {}
         began = time.perf_counter()
         for step in range(self.step, until):
-            torch.manual_seed(generator_for(config.seed, "dropout", step).initial_seed())
+            torch.manual_seed(self._dropout_seed(step))
             lr = float(config.lr) * rate(step, int(config.steps), warmup=int(config.warmup))
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-            views, targets = self._draw(examples, step)
-            known = self._stored(step) if self._stored is not None else None
-            loss, said, gradients = self._learn(views, targets, known)
+            views, targets = self._view(examples, step, self._part)
+            loss, said, gradients = self._learn(views, targets, self._known(step))
+            if self._workers.world > 1:
+                self._workers.average(
+                    [loss, *_present(gradients), *running_statistics(self._module)]
+                )
             if self._record is not None and said is not None:
-                draws = generator_for(config.seed, "labels", step)
+                said, draws = self._workers.all_of(said), generator_for(config.seed, "labels", step)
                 self._record(step, losses.sparse(said, config.store_labels, generator=draws))
             for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
@@ -199,51 +214,30 @@ class Training:
         module, count = self._average or self._module, self.config.bn_recalibration
         if count:
             module = copy.deepcopy(module)
-            views = (self._draw(examples, int(self.config.steps) + k)[0] for k in range(count))
-            self._recalibrate(module, views)
+            card, steps = self.student.card, int(self.config.steps)
+            views = (self._view(examples, steps + k)[0] for k in range(count))
+            with self.runtime.autocast():
+                recalibrate(module, (normalise(v, mean=card.mean, std=card.std) for v in views))
         return Classifier(module.eval(), self.student.card)
 
-    @torch.no_grad()
-    def _recalibrate(self, module: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Replace running statistics by the plain mean over `batches` of uint8 views."""
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        before = [norm.momentum for norm in norms]
-        module.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        card = self.student.card
-        for views in batches:
-            with self.runtime.autocast():
-                module(normalise(views, mean=card.mean, std=card.std))
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
+    def _view(
+        self, examples: Examples, step: int, part: slice = _WHOLE
+    ) -> tuple[Tensor, Tensor | None]:
+        """What student and teacher see in a step, and with hard labels the targets."""
+        classes, device = self.teacher.card.num_classes, self.runtime.device
+        return view(self.config, examples, step=step, classes=classes, device=device, part=part)
 
-    def _draw(self, examples: Examples, step: int) -> tuple[Tensor, Tensor | None]:
-        """Cropped (mirrored, mixed) images; teacher and student see the same view.
+    def _known(self, step: int) -> SparseOutputs | None:
+        """The teacher's outputs for this worker's part, where they are stored."""
+        if self._stored is None:
+            return None
+        return SparseOutputs(*(rows[self._part] for rows in self._stored(step)))
 
-        Returns: uint8 (B, C, H, W), and with hard labels the targets (B, classes).
-        """
-        config, device = self.config, self.runtime.device
-        generator = generator_for(config.seed, "student", step)
-        index = torch.randint(len(examples.images), (int(config.batch_size),), generator=generator)
-        views = random_crop(
-            examples.draw(index, device=device),
-            padding=min(examples.images.shape[2:]) // 8,
-            flip=config.flip == "on",
-            generator=generator,
-        )
-        targets = None
-        if config.hard_labels:
-            labels = examples.labels[index].to(device, non_blocking=True)
-            targets = F.one_hot(labels, self.teacher.card.num_classes).float()
-        chance = float(config.cutmix)
-        if chance and float(torch.rand((), generator=generator)) < chance:
-            views, others, share = cut_mix(views, generator=generator)
-            if targets is not None:
-                targets = torch.lerp(targets, targets[others], share[:, None])
-        return views, targets
+    def _dropout_seed(self, step: int) -> int:
+        """Of all that a step draws from the global stream: every worker masks its own images."""
+        rank = self._workers.rank
+        beside = ("worker", rank) if rank else ()
+        return generator_for(self.config.seed, "dropout", step, *beside).initial_seed()
 
     def _differentiate(
         self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
@@ -255,8 +249,7 @@ class Training:
         torch.autograd.backward(loss * self.runtime.loss_scale)
         gradients = [p.grad for p in self._module.parameters()]
         if self.runtime.loss_scale != 1:
-            found = [gradient for gradient in gradients if gradient is not None]
-            torch._foreach_div_(found, self.runtime.loss_scale)
+            torch._foreach_div_(_present(gradients), self.runtime.loss_scale)
         return loss.detach(), said, gradients
 
     def _distillation(
@@ -294,6 +287,11 @@ class Training:
     def _cuda(self) -> list[torch.device]:
         device = torch.device(self.runtime.device)
         return [device] if device.type == "cuda" else []
+
+
+def _present(gradients: Iterable[Tensor | None]) -> list[Tensor]:
+    """Those of the weights that the loss depends on."""
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 #: What SGD and AdamW remember of each weight.

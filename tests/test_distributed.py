@@ -1,22 +1,27 @@
 """Several processes, as torchrun starts them, and one by itself."""
 
+import json
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from dreamkd import distillation, states
 from dreamkd.cli import main
 from dreamkd.distributed import Workers
 from dreamkd.errors import ConfigError, Stopped
 from dreamkd.inversion import _refuse_to_share
-from tests.conftest import invert_config
+from tests.conftest import distill_config, invert_config
 from tests.reliability import kills
 
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
 MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+ONE_TWO = ("one", "two")
 QUICK, LONG = kills.invert(steps=3), kills.invert(steps=100)
 
 
@@ -66,13 +71,42 @@ def test_what_is_the_work_of_one_process_is_refused_to_several(
     assert "is the work of one process" in capsys.readouterr().err
 
 
-def test_two_workers_end_with_the_files_of_one(tmp_path: Path) -> None:
-    kills.finish(kills.start(QUICK, tmp_path / "one"))
-    process = kills.start(QUICK.replace(" --quiet", " --json"), tmp_path / "two", workers=2)
+def spoken(command: str, out: Path, *, workers: int) -> bytes:
+    """What the processes of a command say that comes to its end."""
+    process = kills.start(command.replace(" --quiet", " --json"), out, workers=workers)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
+    return output
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images, made by one process."""
+    folder = tmp_path_factory.mktemp("images") / "run"
+    kills.finish(kills.start(QUICK, folder))
+    return folder
+
+
+def test_two_workers_end_with_the_files_of_one(images: Path, tmp_path: Path) -> None:
+    output = spoken(QUICK, tmp_path / "two", workers=2)
     assert output.count(b'"teacher_top1"') == 1  # the leader speaks for all
-    assert kills.facts(tmp_path / "two") == kills.facts(tmp_path / "one")
+    assert kills.facts(tmp_path / "two") == kills.facts(images)
+
+
+def test_two_workers_train_one_student(images: Path, tmp_path: Path) -> None:
+    """On the views of one process, of which the teacher says the same."""
+    command = kills.learn(images, options="--store-labels 10 --eval-data sklearn:digits")
+    output = spoken(command, tmp_path / "two", workers=2)
+    assert output.count(b'"student_top1"') == 1
+    assert b"2 workers" in output
+    spoken(command, tmp_path / "one", workers=0)
+    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ONE_TWO)
+    assert two["steps"] == one["steps"] == 60
+    assert two["student_top1"] == pytest.approx(one["student_top1"], abs=15)
+    assert two["noise_top1"] is not None
+    labels = [states.read(tmp_path / n / "labels/steps-00000000.safetensors")[0] for n in ONE_TWO]
+    assert labels[0]["log_prob"].shape == (60, 32, 10)
+    assert torch.equal(labels[0]["classes"].sort(-1)[0], labels[1]["classes"].sort(-1)[0])
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +115,18 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one") / "run"
     kills.finish(kills.start(LONG, folder))
     return folder
+
+
+def end(launcher: subprocess.Popen[bytes], victim: str) -> None:
+    """End the leader, the worker beside it, or all, who must say that they can be continued."""
+    if victim == "all":
+        launcher.send_signal(signal.SIGTERM)
+    else:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[victim == "worker"]), signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode != 0
+    assert b"the same command continues" in output
 
 
 @pytest.mark.slow
@@ -94,17 +140,49 @@ def test_workers_that_were_ended_continue_to_the_same_end(
     while not list(folder.glob("shards/*.tar")):
         assert launcher.poll() is None
         time.sleep(0.1)  # other processes: there is nothing to wait on but their files
-    if victim == "all":
-        launcher.send_signal(signal.SIGTERM)
-    else:
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        os.kill(int(children[victim == "worker"]), signal.SIGKILL)
-    output, _ = launcher.communicate(timeout=300)
-    assert launcher.returncode != 0
-    assert b"the same command continues" in output
+    end(launcher, victim)
     assert not (folder / "result.json").exists()
     kills.finish(kills.start(LONG, folder, workers=later))
     assert kills.facts(folder) == kills.facts(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["all", "worker", "leader"])
+def test_a_student_whose_workers_were_ended_continues_to_the_same_end(
+    victim: str, images: Path, tmp_path: Path
+) -> None:
+    command = kills.learn(images, steps=300)
+    kills.finish(kills.start(command, tmp_path / "whole", workers=2))
+    folder = tmp_path / "several"
+    launcher = kills.start(command, folder, workers=2)
+    while not (folder / "events.jsonl").exists():
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    time.sleep(3)
+    end(launcher, victim)
+    assert not (folder / "result.json").exists()
+    process = kills.start(command, folder)
+    output, _ = process.communicate(timeout=300)
+    assert b"workers 2, which is now 1" in output
+    kills.finish(kills.start(command, folder, workers=2))
+    assert kills.facts(folder) == kills.facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "said"),
+    [
+        ({}, 3, "--batch-size 16: is no multiple of 3 workers"),
+        ({"device": "cuda:1"}, 2, "each worker takes its own"),
+        ({"recipe": "adaptive"}, 2, "make them first with dreamkd invert"),
+    ],
+)
+def test_what_several_processes_cannot_learn_is_refused(
+    given: dict[str, object], workers: int, said: str
+) -> None:
+    config = replace(distill_config(recipe="offline"), **given)
+    distillation._refuse_to_share(config, Workers())
+    with pytest.raises(ConfigError, match=said):
+        distillation._refuse_to_share(config, Workers(world=workers))
 
 
 @pytest.mark.parametrize(

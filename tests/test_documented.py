@@ -49,6 +49,7 @@ SHORT = (
     "--classes 0-3 --per-class 1 --image-steps 2 --image-batch-size 4 --input-size 3,64,64 "
     "--compile off"
 )
+LEARNED = "--steps 2 --batch-size 4 --input-size 3,64,64 --compile off"
 
 
 def calibrated(name: str, size: int, *, classes: int = 1000) -> torch.nn.Module:
@@ -103,11 +104,12 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_command(command: str, place: Path) -> None:
-    if "resnet50" in command and "invert" in command:
+    if "invert resnet50" in command:
         command += f" {SHORT}"
     if "--teacher t.pt" in command:
-        command += " --first-batches 1 --rounds 1 --steps 2 --batch-size 4 --image-batch-size 4"
-        command += " --image-steps 2 --input-size 3,64,64 --compile off"
+        command += f" --first-batches 1 --rounds 1 --image-batch-size 4 --image-steps 2 {LEARNED}"
+    if "--teacher resnet50" in command:
+        command += f" {LEARNED}"
     done = run(command.replace("--nproc-per-node 8", "--nproc-per-node 2"), place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -1,7 +1,10 @@
 """The student's loop: it learns, every option counts, and it resumes to the bit."""
 
 import copy
-from dataclasses import replace
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from dreamkd import models
 from dreamkd.config import settle
+from dreamkd.distributed import Workers
 from dreamkd.engine import Runtime, optimizer, rate
 from dreamkd.errors import DivergedError
 from dreamkd.examples import Examples
@@ -78,6 +82,82 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     assert same(
         whole.result(examples()).module.state_dict(), second.result(examples()).module.state_dict()
     )
+
+
+@dataclass(frozen=True)
+class Thread(Workers):
+    """A worker that meets the others of its process."""
+
+    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
+    said: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """As the connected processes do."""
+        self.said[self.rank] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait(60)
+        for tensor, *others in zip(tensors, *self.said.values(), strict=True):
+            tensor.copy_(sum(others) / self.world)
+        self.barrier.wait(60)
+
+
+def shared(
+    digits: Classifier, student: Classifier, *, until: int = 6, **given: object
+) -> list[Training]:
+    """Two workers that trained a student together."""
+    config = settle(distill_config(**given), input_size=(1, 16, 16))
+    leader = Thread(0, 2)
+    workers = (leader, replace(leader, rank=1))
+    runtime = Runtime.settle(config)
+    runs = [Training(student.copy(), digits, config, runtime=runtime, workers=w) for w in workers]
+    with runs[0], runs[1], ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda run: run.advance(examples(), until=until), runs))
+    return runs
+
+
+def linear() -> Classifier:
+    """A network whose images do not see each other: it holds no batch norm."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+    card = {"input_size": (1, 16, 16), "num_classes": 10, "mean": (0.3,), "std": (0.3,)}
+    return Classifier.of(module, name="linear", **card)
+
+
+@pytest.mark.parametrize("given", [{}, {"cutmix": 1.0, "hard_labels": 0.5}], ids=str)
+def test_two_workers_take_the_steps_of_one(digits: Classifier, given: dict[str, object]) -> None:
+    config = settle(distill_config(**given), input_size=(1, 16, 16))
+    with Training(linear(), digits, config, runtime=Runtime.settle(config)) as alone:
+        alone.advance(examples(), until=6)
+    first, second = shared(digits, linear(), **given)
+    assert same(weights(first), weights(second))
+    for name, value in weights(alone).items():
+        assert torch.allclose(weights(first)[name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights(first)["1.weight"], linear().module[1].weight, atol=1e-4)
+
+
+def test_workers_hold_one_student_with_its_running_statistics(digits: Classifier) -> None:
+    first, second = shared(digits, fresh(), ema=0.9)
+    assert same(first.state()[0], second.state()[0])
+    once, _ = shared(digits, fresh(), until=1)
+    with training(digits) as alone:
+        alone.advance(examples(), until=1)
+    # The first layer's mean is that of the parts' means; each part varies less than the whole.
+    found, wanted = (weights(run)["bn1.running_mean"] for run in (once, alone))
+    assert torch.allclose(found, wanted, atol=1e-6)
+    found, wanted = (weights(run)["bn1.running_var"] for run in (once, alone))
+    assert (found < wanted + 1e-2).all()
+    assert torch.allclose(found, wanted, rtol=0.05)
+
+
+def test_every_worker_drops_other_units(digits: Classifier) -> None:
+    module = torch.nn.Sequential(torch.nn.Dropout(0.5), *linear().module)
+    student = Classifier(module, linear().card)
+    config = settle(distill_config(), input_size=(1, 16, 16))
+    runtime = Runtime.settle(config)
+    seeds = {
+        Training(student.copy(), digits, config, runtime=runtime, workers=w)._dropout_seed(0)
+        for w in (Workers(), Workers(0, 2), Workers(1, 2))
+    }
+    assert len(seeds) == 2  # the leader's are those of a process alone
 
 
 def test_restart_forgets_everything(digits: Classifier) -> None:
@@ -150,15 +230,6 @@ def test_hard_labels_add_their_cross_entropy_by_hand(digits: Classifier) -> None
     plain = found[0.0, 0.0]
     assert found[2.0, 0.0] - plain == pytest.approx(-2 * float(logs[3]), rel=1e-3)
     assert found[2.0, 0.5] - plain == pytest.approx(-2 * float(target @ logs), rel=1e-3)
-
-
-def test_mixed_images_have_mixed_targets(digits: Classifier) -> None:
-    with training(digits, hard_labels=1.0, cutmix=1.0) as run:
-        _, targets = run._draw(examples(), 0)
-    assert targets is not None
-    assert torch.allclose(targets.sum(1), torch.ones(16))
-    assert ((targets > 0).sum(1) == 2).any()
-    assert ((targets > 0).sum(1) <= 2).all()
 
 
 def test_the_average_of_the_weights_by_hand(digits: Classifier) -> None:

@@ -157,7 +157,7 @@ def _require_usable_cache(on_event: OnEvent) -> None:
 
 
 #: Commands whose work the processes of torchrun share.
-_SHARED = ("invert",)
+_SHARED = ("invert", "distill")
 
 RUN: dict[str, Callable[..., Answer]] = {
     "inspect": inspect,

@@ -58,7 +58,7 @@ def _open_image_folder(root: Path) -> PictureFiles:
         if not found:  # skipping the folder would shift the labels of all later ones
             raise DataError(f"class folder {root / name} holds no pictures; remove or fill it")
         entries += [Entry(path, 0, path.stat().st_size, label, "") for path in found]
-    source = f"{root}: {len(entries)} pictures in {len(classes)} class folders"
+    source = f"{root}: {len(entries)} pictures in {_class_folders(classes)}"
     return PictureFiles(entries, source=source, class_names=classes)
 
 
@@ -125,8 +125,17 @@ def _open_tars(spec: str, tars: Sequence[Path]) -> PictureFiles:
         Entry(tar, member.offset, member.size, rank[folder], member.name)
         for (tar, member), folder in zip(pictures, folders, strict=True)
     ]
-    source = f"{what}, {len(classes)} class folders{checked}"
+    source = f"{what}, {_class_folders(classes)}{checked}"
     return PictureFiles(entries, source=source, class_names=classes)
+
+
+def _class_folders(classes: Sequence[str]) -> str:
+    """How many, and where their names are numbers that are not in their own order: in which."""
+    count = f"{len(classes)} class folders"
+    numbered = all(name.isdecimal() for name in classes)
+    if not numbered or list(classes) == sorted(classes, key=int):
+        return count
+    return f"{count}, labelled in the order {', '.join(classes[:4])}, ..."
 
 
 def _labelled(tar: Path, picture: Member, beside: Mapping[tuple[Path, str], Member]) -> Entry:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamkd import data
-from dreamkd.augment import random_crop
+from dreamkd.augment import draw_roll, random_crop
 from dreamkd.config import RuntimeConfig
 from dreamkd.engine.runtime import Runtime
 from dreamkd.models import cifar
@@ -140,9 +140,10 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, resume: Path) -> nn
         total = torch.zeros((), device=DEVICE)
         for step in range(steps):
             index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            crops = random_crop(
-                images[index], padding=recipe.padding, flip=recipe.flip, generator=generator
+            offsets = draw_roll(
+                len(index), shift=recipe.padding, flip=recipe.flip, generator=generator
             )
+            crops = random_crop(images[index], offsets)
             inputs = ((crops - mean) / std).contiguous(memory_format=torch.channels_last)
             with RUNTIME.autocast():
                 logits = forward(inputs)

@@ -90,6 +90,21 @@ def test_folders_are_numbered_in_alphabetical_order(tmp_path):
     assert values(tmp_path) == [(10, 0), (20, 1), (30, 2)]
 
 
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [("0 1 2 10 11", "0, 1, 10, 11"), ("00 01 02 10", ""), ("0 1 2", ""), ("a 1 10 2", "")],
+)
+def test_numbers_that_are_not_in_their_order_are_said(tmp_path, names, order):
+    for name in names.split():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.png").write_bytes(constant(1))
+    tar_of(tmp_path / "t.tar", {f"{name}/x.png": constant(1) for name in names.split()})
+    for spec in (tmp_path / "set", tmp_path / "t.tar"):
+        said = open_images(str(spec), preprocessing=GREY).source
+        assert said.endswith(f" class folders, labelled in the order {order}, ..." * bool(order))
+        assert order or said.endswith(" class folders")
+
+
 def test_an_empty_class_folder_is_refused_since_it_shifts_labels(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -31,6 +31,13 @@ def invert(*, steps: int = 30, options: str = "") -> str:
     return f"invert digits_resnet14 {images} {COMMON} {options}".strip()
 
 
+def learn(data: Path, *, steps: int = 60, options: str = "") -> str:
+    """So many steps of a student on the images of a run."""
+    student = f"--student cifar_resnet8 --steps {steps} --batch-size 32"
+    given = f"distill --teacher digits_resnet14 --data {data}"
+    return f"{given} {student} {COMMON} {options}".strip()
+
+
 #: By a name whose last word is the option of `main`.
 JOBS = {
     "invert": invert(),

@@ -1,0 +1,65 @@
+"""What a whole `distill` amounts to before it begins: steps, graphs, memory, room on the disk."""
+
+from __future__ import annotations
+
+from dreamkd import samples, softlabels, timetable
+from dreamkd.config import DistillConfig
+from dreamkd.course import steps_per_batch
+from dreamkd.engine import require_memory
+from dreamkd.files import require_room
+from dreamkd.images import IMAGES
+from dreamkd.models import Classifier
+from dreamkd.runs import Run
+
+#: What makes the bank smaller.
+_FEWER = "lower --rounds, --first-batches or --image-batch-size"
+
+
+def image_steps(config: DistillConfig) -> int:
+    """Images times steps of the whole job; compiling gains a tenth as much on a student step."""
+    learned = int(config.steps) * int(config.batch_size) // 10
+    return learned if config.data else learned + _images(config) * steps_per_batch(config)
+
+
+def seconds_a_graph(config: DistillConfig) -> float | None:
+    """Of the budget, for each of what is compiled; None without one.
+
+    It is the student's step, and where images are made: alone, with a rival, and refined.
+    """
+    if config.budget_minutes is None:
+        return None
+    return 60 * config.budget_minutes / (1 if config.data else 4)
+
+
+def require(config: DistillConfig, student: Classifier, run: Run) -> str:
+    """Check that the memory holds the job's images and the disk all that it may write.
+
+    Args: config: settled.
+    Returns: a line for people.
+    Raises: RunError: one does not.
+    """
+    if not config.data:
+        require_memory(_images(config), student.card.input_size, advice=_FEWER)
+    return require_room(run.folder, _room(config, student, run))
+
+
+def _images(config: DistillConfig) -> int:
+    """Images that the whole job makes."""
+    return timetable.batches(config) * int(config.image_batch_size)
+
+
+def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
+    """Bytes that the run still writes, at most: images, labels, states, the student.
+
+    A state is replaced by a whole new one, and the noise baseline has one of its own; a student's
+    holds weights, their average, and the optimiser's moments.
+    """
+    size = student.card.input_size
+    images = 0 if config.data else _images(config) - run.images
+    carried = 0 if config.data else IMAGES[config.images].carried(size)
+    views = int(config.steps) * int(config.batch_size)
+    weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
+    state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))
+    kept = min(config.store_labels, student.card.num_classes)
+    labels = softlabels.room(kept, views) - softlabels.written(run.folder)
+    return samples.room(max(0, images), size) + max(0, labels) + 2 * carried + 3 * state + weights

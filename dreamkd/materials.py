@@ -1,0 +1,99 @@
+"""What `distill` begins with: teacher, student, the network whose statistics count, images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from dreamkd import models, samples, softlabels
+from dreamkd.config import DistillConfig
+from dreamkd.events import Note, OnEvent, ignore
+from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
+from dreamkd.models import Classifier
+from dreamkd.partners import load_partner, starting_student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """Networks as they are before the first step; the student that learns is a copy."""
+
+    teacher: Classifier
+    student: Classifier
+    prior: Classifier | None  # whose statistics are matched, if not the teacher's
+    given: Labelled | None = None  # images that the student learns from, where they exist
+    measured: Labelled | None = None  # images that it is measured on, and that train nothing
+
+    @classmethod
+    def load(
+        cls, config: DistillConfig, teacher: Classifier | None, *, on_event: OnEvent = ignore
+    ) -> Self:
+        """Load the networks that the settings name; images are read by `with_images`.
+
+        Args: teacher: in place of the one that they name.
+
+        Raises:
+            ConfigError: pretrained weights are asked for, and the student is a file.
+            ModelError: a network cannot be loaded or built, or does not go with the teacher.
+        """
+        teacher = teacher or models.load(config.teacher, **config.load_arguments())
+        on_event(Note(f"teacher: {teacher.card.source}"))
+        student = starting_student(config, teacher, on_event=on_event)
+        prior = None
+        if config.bn_prior is not None:
+            trust = config.trust_pickle
+            prior = load_partner(config.bn_prior, teacher, option="--bn-prior", trust_pickle=trust)
+            on_event(Note(f"statistics: {prior.card.source}"))
+        return cls(teacher=teacher, student=student, prior=prior)
+
+    def with_images(
+        self, config: DistillConfig, *, measure: bool = True, on_event: OnEvent = ignore
+    ) -> Self:
+        """The same, with the images that the settings name.
+
+        Args: measure: whether the student is measured here.
+
+        Raises:
+            DataError: they cannot be read, or are of other classes.
+            RunError: there is no memory for them.
+        """
+        measured = config.eval_data if measure else None
+        return replace(
+            self,
+            measured=read_labelled(measured, self.teacher, on_event=on_event),
+            # Shards are used as they are.
+            given=read_labelled(config.data, self.teacher, crop_pct=1.0, on_event=on_event),
+        )
+
+    def identity(self, config: DistillConfig) -> dict[str, Any]:
+        """What of them a run depends on, beside the teacher: hashes, what the student learned from.
+
+        Args: config: settled.
+        Raises: ConfigError: labels that were stored are of other views, or of another teacher.
+        """
+        found: dict[str, Any] = {
+            "data_pixels_sha256": self.given and _pixels_sha256(self.given.examples),
+            "bn_prior_sha256": self.prior and self.prior.sha256(),
+        }
+        if config.labels is not None:
+            wanted = {name: getattr(config, name) for name in softlabels.VIEWS}
+            wanted |= {**found, "teacher_sha256": self.teacher.sha256()}
+            card = self.teacher.card
+            wanted |= {f"teacher_{name}": getattr(card, name) for name in softlabels.CARD}
+            found["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
+        found["student_sha256"] = self.student.sha256()
+        found["student_data_free"] = self.student.card.data_free
+        return found
+
+    def is_data_free(self, config: DistillConfig) -> bool:
+        """Whether a student that they train has learned from nothing real."""
+        free = self.given is None or is_data_free(str(config.data))
+        return free and self.student.card.data_free
+
+    def source(self, config: DistillConfig) -> str:
+        """Where the images come from."""
+        return self.given.source if self.given else f"made from {config.teacher}"
+
+
+def _pixels_sha256(examples: Examples) -> str:
+    return samples.pixels_sha256(examples.images, examples.labels.tolist())
