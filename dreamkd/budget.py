@@ -7,6 +7,7 @@ is part of the run's identity: a run that is continued elsewhere keeps it.
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Sequence
@@ -42,6 +43,14 @@ class Pace(NamedTuple):
     step: float  # a student step
 
 
+class Plan(NamedTuple):
+    """What fits into a time; without images of its own, a student has no rounds."""
+
+    first_batches: int
+    rounds: int
+    steps: int
+
+
 def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
     """The job's settings, sized so that it ends `budget_minutes` after it began.
 
@@ -59,8 +68,9 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
     made = planned(
         job.config, given, pace, input_size=size, seconds=seconds, most=_most_rounds(job)
     )
-    rounds = "" if made.recipe == "offline" else f"{made.rounds} rounds, "
-    job.on_event(Note(f"budget: {rounds}{made.steps} student steps"))
+    images = f"{made.first_batches} first batches, {made.rounds} rounds, "
+    images = "" if made.recipe == "offline" else images
+    job.on_event(Note(f"budget: {images}{made.steps} student steps"))
     return made
 
 
@@ -77,44 +87,72 @@ def planned(
 
     Args:
         given: as the user gave it, for what follows from rounds and steps.
-        most: as of `rounds_and_steps`.
+        most: as of `fitting`.
     Raises: ConfigError: not even one round fits, or the warm-up that was given does not.
     """
-    rounds, steps = rounds_and_steps(config, pace, seconds=seconds, most=most)
+    smaller = given.first_batches == "auto"
+    plan = fitting(config, pace, seconds=seconds, most=most, smaller=smaller)
 
     def sized(one: DistillConfig) -> DistillConfig:
-        one = replace(one, budget_minutes=None, steps=steps)
-        return one if config.recipe == "offline" else replace(one, rounds=rounds)
+        one = replace(one, budget_minutes=None, steps=plan.steps)
+        if config.recipe == "offline":
+            return one
+        return replace(one, first_batches=plan.first_batches, rounds=plan.rounds)
 
     made = replace(sized(config), warmup=settle(sized(given), input_size=input_size).warmup)
     made.check()  # a warm-up that was given may not fit
     return made
 
 
-def rounds_and_steps(
-    config: DistillConfig, pace: Pace, *, seconds: float, most: int = MOST_IMAGES
-) -> tuple[int, int]:
+def fitting(
+    config: DistillConfig,
+    pace: Pace,
+    *,
+    seconds: float,
+    most: int = MOST_IMAGES,
+    smaller: bool = False,
+) -> Plan:
     """The most rounds, each with its share of student steps, that end within `seconds`.
 
         first_batches first + rounds batch + steps step = seconds
 
     Args:
-        config: settled; its `first_batches` are kept, and the ratio of its `steps` and `rounds` but
-            for what time is left of another round, which is the student's.
+        config: settled; the ratio of its `steps` and `rounds` is kept, but for what time is left of
+            another round, which is the student's.
         most: rounds.
-    Returns: rounds and steps; of the recipe `offline` a round is a step.
+        smaller: whether the first bank shrinks with the rounds, where they are fewer than those of
+            `config`; else it is that of `config`.
     Raises: ConfigError: not even one round fits.
     """
-    offline = config.recipe == "offline"
-    each = 1.0 if offline else int(config.steps) / max(1, int(config.rounds))
-    before = 0 if offline else int(config.first_batches) * pace.first
-    a_round = each * pace.step + (0 if offline else pace.batch)
-    rounds = min(int((seconds - before) / a_round), MOST_STEPS if offline else most)
+    if config.recipe == "offline":
+        steps = int(seconds / pace.step)
+        if steps < 1:
+            raise _too_short(pace.step - seconds)
+        return Plan(0, 0, min(steps, MOST_STEPS))
+    whole, usual = int(config.first_batches), max(1, int(config.rounds))
+    each = int(config.steps) / usual
+
+    def bank(rounds: int) -> int:
+        return min(whole, math.ceil(whole * rounds / usual)) if smaller else whole
+
+    def images(rounds: int) -> float:
+        """Seconds of synthesis."""
+        return bank(rounds) * pace.first + rounds * pace.batch
+
+    def cost(rounds: int) -> float:
+        return images(rounds) + rounds * each * pace.step
+
+    rounds = bisect.bisect_right(range(1, most + 1), seconds, key=cost)
     if rounds < 1:
-        missing = math.ceil((before + a_round - seconds) / 6) / 10
-        raise ConfigError(f"--budget-minutes: a first round needs {missing} minutes more")
-    left = seconds - before - (0 if offline else rounds * pace.batch)
-    return rounds, min(round(left / pace.step), MOST_STEPS)
+        raise _too_short(cost(1) - seconds)
+    return Plan(
+        bank(rounds), rounds, min(round((seconds - images(rounds)) / pace.step), MOST_STEPS)
+    )
+
+
+def _too_short(seconds: float) -> ConfigError:
+    missing = math.ceil(seconds / 6) / 10
+    return ConfigError(f"--budget-minutes: a first round needs {missing} minutes more")
 
 
 def _most_rounds(job: Job) -> int:

@@ -146,14 +146,20 @@ def test_workers_that_were_ended_continue_to_the_same_end(
     assert kills.facts(folder) == kills.facts(one)
 
 
+@pytest.fixture(scope="module")
+def learned(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A command that trains a student, and what two workers made of it."""
+    command, folder = kills.learn(images, steps=300), tmp_path_factory.mktemp("learned") / "run"
+    kills.finish(kills.start(command, folder, workers=2))
+    return command, folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["all", "worker", "leader"])
 def test_a_student_whose_workers_were_ended_continues_to_the_same_end(
-    victim: str, images: Path, tmp_path: Path
+    victim: str, learned: tuple[str, Path], tmp_path: Path
 ) -> None:
-    command = kills.learn(images, steps=300)
-    kills.finish(kills.start(command, tmp_path / "whole", workers=2))
-    folder = tmp_path / "several"
+    (command, whole), folder = learned, tmp_path / "several"
     launcher = kills.start(command, folder, workers=2)
     while not (folder / "events.jsonl").exists():
         assert launcher.poll() is None
@@ -165,7 +171,7 @@ def test_a_student_whose_workers_were_ended_continues_to_the_same_end(
     output, _ = process.communicate(timeout=300)
     assert b"workers 2, which is now 1" in output
     kills.finish(kills.start(command, folder, workers=2))
-    assert kills.facts(folder) == kills.facts(tmp_path / "whole")
+    assert kills.facts(folder) == kills.facts(whole)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,7 @@ def test_a_student_whose_workers_were_ended_continues_to_the_same_end(
 def test_what_several_processes_cannot_learn_is_refused(
     given: dict[str, object], workers: int, said: str
 ) -> None:
-    config = replace(distill_config(recipe="offline"), **given)
+    config = replace(distill_config(), **{"recipe": "offline", **given})
     distillation._refuse_to_share(config, Workers())
     with pytest.raises(ConfigError, match=said):
         distillation._refuse_to_share(config, Workers(world=workers))

@@ -42,9 +42,9 @@ class StudentConfig:
         group=STUDENT,
         above=0,
         maximum=10**6,
-        help="choose --rounds and --steps, and with them every schedule, so that images and "
-        "student are done after so many minutes on this machine, measurements on --eval-data and "
-        "the noise baseline not counted; decided once",
+        help="choose --rounds and --steps, and with them every schedule and, unless it is given, "
+        "--first-batches, so that images and student are done after so many minutes on this "
+        "machine, measurements on --eval-data and the noise baseline not counted; decided once",
     )
     batch_size: int | str = option(
         "auto",
