@@ -1,8 +1,8 @@
 """How much a student can learn in a given time: `--budget-minutes`, planned once and recorded.
 
-The work is timed on the job that will do it, and forgotten: what was compiled stays. Rounds and
-student steps, and with them every schedule, follow, so that the run ends fully annealed. The plan
-is part of the run's identity: a run that is continued elsewhere keeps it.
+The work is timed on the job that will do it, and forgotten: what was compiled stays. First bank,
+rounds and student steps, and with them every schedule, follow, so that the run ends fully annealed.
+The plan is part of the run's identity: a run that is continued elsewhere keeps it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def fitting(
     if config.recipe == "offline":
         steps = int(seconds / pace.step)
         if steps < 1:
-            raise _too_short(pace.step - seconds)
+            raise _too_short("step", pace.step - seconds)
         return Plan(0, 0, min(steps, MOST_STEPS))
     whole, usual = int(config.first_batches), max(1, int(config.rounds))
     each = int(config.steps) / usual
@@ -144,15 +144,15 @@ def fitting(
 
     rounds = bisect.bisect_right(range(1, most + 1), seconds, key=cost)
     if rounds < 1:
-        raise _too_short(cost(1) - seconds)
+        raise _too_short("round", cost(1) - seconds)
     return Plan(
         bank(rounds), rounds, min(round((seconds - images(rounds)) / pace.step), MOST_STEPS)
     )
 
 
-def _too_short(seconds: float) -> ConfigError:
+def _too_short(unit: str, seconds: float) -> ConfigError:
     missing = math.ceil(seconds / 6) / 10
-    return ConfigError(f"--budget-minutes: a first round needs {missing} minutes more")
+    return ConfigError(f"--budget-minutes: a first {unit} needs {missing} minutes more")
 
 
 def _most_rounds(job: Job) -> int:

@@ -26,7 +26,7 @@ from dreamkd.job import Job
 from dreamkd.materials import Materials
 from dreamkd.models import Classifier
 from dreamkd.outcome import accuracies, save
-from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
+from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.softlabels import Recorder, Stored
@@ -95,7 +95,7 @@ class _Assignment:
 
     config: DistillConfig  # every `auto` decided, but for the steps if there is a plan to make
     folder: Path
-    inputs: dict[str, Any]
+    identity: dict[str, Any]  # what the outcome depends on beside the settings
     planning: bool
     baseline: bool
 
@@ -130,6 +130,8 @@ def _lead(
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
         on_event = run.listener(on_event)
+        if run.resolved is not None:
+            run.resolved.setdefault("workers", 1)  # runs of before were the work of one process
 
         def check(config: DistillConfig) -> None:
             on_event(Note(f"run: {folder}; {footprint.require(config, student, run)}"))
@@ -147,13 +149,15 @@ def _lead(
             check=None if planning else check,
         )
         baseline = _wants_baseline(given, teacher)
-        assignment = _Assignment(config, folder, inputs, planning, baseline)
+        identity = {**inputs, "teacher_sha256": teacher.sha256()}
+        assignment = _Assignment(config, folder, identity, planning, baseline)
 
         def plan(job: Job) -> DistillConfig:
             config = assignment.config
             if planning:
                 config = fit(job, given=given, began=began)
                 check(config)
+            workers.any_of(False)  # all of them are there before the run holds how many
             keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
             on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
             if workers.world > 1:
@@ -196,12 +200,12 @@ def _follow(
     with workers.together():
         run = Run(assignment.folder)
         materials = Materials.load(config, teacher).with_images(config, measure=False)
-        if run.resolved is not None:
-            require_same(run, materials.teacher, assignment.inputs)
+        materials.require_same(assignment.identity, config, worker=workers.rank)
 
         def plan(job: Job) -> DistillConfig:
             if assignment.planning:
                 measure_pace(job)
+            workers.any_of(False)
             return workers.told()
 
         on_event = workers.hints_only(run.listener(on_event))
@@ -281,10 +285,11 @@ def _refuse_to_share(config: DistillConfig, workers: Workers) -> None:
             "dreamkd invert, which they share too, or run one process"
         )
     workers.require_own_devices(config.device)
-    if int(config.batch_size) % workers.world:
+    part, rest = divmod(int(config.batch_size), workers.world)
+    if rest or part < 2:
         raise ConfigError(
             f"--batch-size {config.batch_size}: is no multiple of {workers.world} workers, each of "
-            "which takes an equal part"
+            "which takes an equal part, of two images at least"
         )
 
 

@@ -72,7 +72,8 @@ class Workers:
 
     def device(self, leaders: str) -> str:
         """Where this one computes, if the leader does on `leaders`: each on a GPU of its own."""
-        return f"cuda:{self.local_rank}" if leaders.startswith("cuda") else leaders
+        shared = self.world > 1 and leaders.startswith("cuda")
+        return f"cuda:{self.local_rank}" if shared else leaders
 
     def require_own_devices(self, given: str) -> None:
         """Check that `--device` leaves each process a GPU of its own.
@@ -105,9 +106,11 @@ class Workers:
 
         All of them go in one message; afterwards they are the same to the bit everywhere.
 
-        Args: tensors: of one device.
-        Raises: Stopped: a process is gone.
+        Args: tensors: of one device; on a GPU the host does not wait for the others.
+        Raises: Stopped: a process is gone, as far as the host notices.
         """
+        if self.world == 1:
+            return
         import torch
         from torch import distributed
 
@@ -189,10 +192,12 @@ ALONE = Workers()
 
 @contextmanager
 def _missed() -> Iterator[None]:
-    """A connection that breaks is a worker that ended early, and has said why."""
+    """A connection that breaks is mostly a worker that ended early, and has said why."""
     try:
         yield
-    except RuntimeError as error:  # whatever gloo says of it
+    except RuntimeError as error:  # whatever gloo or NCCL says of it
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Stopped(
-            "another worker failed; what was finished is kept; the same command continues"
+            f"another worker failed, or is not reached ({cause}); what was finished is kept; the "
+            "same command continues"
         ) from error

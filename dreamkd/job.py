@@ -13,7 +13,7 @@ from dreamkd import timetable
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import LOOK, Runtime, enough_memory
-from dreamkd.errors import Stopped
+from dreamkd.errors import RunError, Stopped
 from dreamkd.events import Note, OnEvent, Progress
 from dreamkd.examples import Examples, Labelled
 from dreamkd.losses import SparseOutputs
@@ -104,17 +104,27 @@ class Job:
         return self.measured and self.measured.source
 
     def resize(self, config: DistillConfig) -> None:
-        """Take other rounds, steps and warm-up, before the first step; nothing else may differ."""
+        """Take another size before the first step; nothing but batches and steps may differ."""
         self.config = self.training.config = config
 
     def resume(self) -> None:
-        """Continue from the saved state, if there is one."""
+        """Continue from the saved state, if there is one.
+
+        Raises: RunError: the leader's is another, since the workers see different folders.
+        """
         saved = self.run.load_state(self.name, on_event=self.on_event)
         if saved is not None:
             self.training.restore(*saved)
             self.seconds = float(saved[1]["synthesis_seconds"])
             if saved[1]["measured_on"] == self._measured_on:
                 self.curve = saved[1]["curve"]
+        if self.workers.world > 1:
+            mine = self.training.step, self.student.sha256()
+            if self.workers.told(mine) != mine:
+                raise RunError(
+                    f"{self.run.folder} holds another state here than where the leader is; all "
+                    "workers need the same folder"
+                )
 
     def save(self) -> None:
         """Keep the state."""
@@ -175,8 +185,8 @@ class Job:
             if pause:
                 total = int(self.config.steps)
                 self.on_event(Progress(self.name, step, total, "steps", terms))
-            if pause or self.workers.world == 1:  # to agree on it takes a message
-                self._stop_if_asked()
+            if pause or self.runtime.device == "cpu" or self.workers.world == 1:
+                self._stop_if_asked()  # several GPUs do not wait for each other at every step
             self.look(examples)
             last = step == int(self.config.steps)
             if last or time.monotonic() - self._saved_at > _SAVE_EVERY:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from dreamkd import models, samples, softlabels
 from dreamkd.config import DistillConfig
+from dreamkd.errors import RunError
 from dreamkd.events import Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
 from dreamkd.models import Classifier
@@ -84,6 +86,19 @@ class Materials:
         found["student_sha256"] = self.student.sha256()
         found["student_data_free"] = self.student.card.data_free
         return found
+
+    def require_same(
+        self, identity: Mapping[str, Any], config: DistillConfig, *, worker: int
+    ) -> None:
+        """Check that a worker was given what the leader was.
+
+        Args: identity: the leader's, with its teacher's hash. config: settled.
+        Raises: RunError: it was not.
+        """
+        mine = {**self.identity(config), "teacher_sha256": self.teacher.sha256()}
+        others = [name for name, value in mine.items() if identity[name] != value]
+        if others:
+            raise RunError(f"worker {worker}: {', '.join(others)} differ from the leader's")
 
     def is_data_free(self, config: DistillConfig) -> bool:
         """Whether a student that they train has learned from nothing real."""

@@ -38,10 +38,7 @@ from dreamkd.losses import SparseOutputs
 from dreamkd.models import Classifier
 from dreamkd.randomness import generator_for
 from dreamkd.states import under
-from dreamkd.views import view
-
-#: All images of a batch.
-_WHOLE = slice(None)
+from dreamkd.views import ALL, view
 
 
 class Training:
@@ -133,10 +130,8 @@ class Training:
                 group["lr"] = lr
             views, targets = self._view(examples, step, self._part)
             loss, said, gradients = self._learn(views, targets, self._known(step))
-            if self._workers.world > 1:
-                self._workers.average(
-                    [loss, *_present(gradients), *running_statistics(self._module)]
-                )
+            running = running_statistics(self._module)
+            self._workers.average([loss, *_present(gradients), *running])
             if self._record is not None and said is not None:
                 said, draws = self._workers.all_of(said), generator_for(config.seed, "labels", step)
                 self._record(step, losses.sparse(said, config.store_labels, generator=draws))
@@ -221,7 +216,7 @@ class Training:
         return Classifier(module.eval(), self.student.card)
 
     def _view(
-        self, examples: Examples, step: int, part: slice = _WHOLE
+        self, examples: Examples, step: int, part: slice = ALL
     ) -> tuple[Tensor, Tensor | None]:
         """What student and teacher see in a step, and with hard labels the targets."""
         classes, device = self.teacher.card.num_classes, self.runtime.device

@@ -12,7 +12,7 @@ from dreamkd.examples import Examples
 from dreamkd.randomness import generator_for
 
 #: All images of a batch.
-_ALL = slice(None)
+ALL = slice(None)
 
 
 def view(
@@ -22,7 +22,7 @@ def view(
     step: int,
     classes: int,
     device: str,
-    part: slice = _ALL,
+    part: slice = ALL,
 ) -> tuple[Tensor, Tensor | None]:
     """Cropped (mirrored, mixed) images of a uniform sample; teacher and student see the same.
 

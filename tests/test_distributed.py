@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import distillation, states
+from dreamkd import distillation, models, states
 from dreamkd.cli import main
 from dreamkd.distributed import Workers
-from dreamkd.errors import ConfigError, Stopped
+from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.inversion import _refuse_to_share
+from dreamkd.materials import Materials
 from tests.conftest import distill_config, invert_config
 from tests.reliability import kills
 
@@ -52,6 +53,10 @@ def test_the_shares_make_up_the_whole() -> None:
 def test_every_worker_has_a_gpu_of_its_own() -> None:
     worker = Workers(rank=5, world=8, local_rank=1)
     assert [worker.device("cuda:0"), worker.device("cpu")] == ["cuda:1", "cpu"]
+
+
+def test_a_process_alone_computes_where_it_was_told() -> None:
+    assert [Workers().device(name) for name in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]
 
 
 def test_alone_it_hears_itself_and_stops_by_itself() -> None:
@@ -174,10 +179,22 @@ def test_a_student_whose_workers_were_ended_continues_to_the_same_end(
     assert kills.facts(folder) == kills.facts(whole)
 
 
+def test_workers_of_other_materials_are_refused() -> None:
+    teacher = models.load("digits_resnet14")
+    config = replace(distill_config(), seed=0)
+    materials = Materials.load(config, teacher)
+    identity = materials.identity(config) | {"teacher_sha256": teacher.sha256(), "workers": 2}
+    materials.require_same(identity, config, worker=1)
+    other = Materials.load(replace(config, seed=1), teacher)  # another fresh student
+    with pytest.raises(RunError, match="worker 1: student_sha256 differ"):
+        other.require_same(identity, config, worker=1)
+
+
 @pytest.mark.parametrize(
     ("given", "workers", "said"),
     [
         ({}, 3, "--batch-size 16: is no multiple of 3 workers"),
+        ({}, 16, "of two images at least"),
         ({"device": "cuda:1"}, 2, "each worker takes its own"),
         ({"recipe": "adaptive"}, 2, "make them first with dreamkd invert"),
     ],
