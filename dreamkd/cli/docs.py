@@ -182,8 +182,8 @@ state and nothing else. Commands that keep no state end at the first.
 the batches among N processes, each on a GPU of its own; on CPUs the files are those of one
 process, byte for byte, and on GPUs up to rounding. They stop together, and any number of them
 continues `invert`. `torchrun ... dreamkd distill --data RUN ...` trains one student on images that
-exist: each process takes an equal part of every batch, so that `--batch-size` is a multiple of N, and sees
-what one process would. Gradients are averaged, and so are the student's running statistics; batch
+exist: each process takes an equal part of every batch, so that `--batch-size` is a multiple of N,
+and sees what one process would. Gradients are averaged, and so are the student's running statistics; batch
 norm normalises by those of each part, so that N is a setting of the run, and N processes continue
 it. (On several machines, which must see the same run folder, without `--standalone`, as torchrun's
 manual says.) Batches that depend on those before them (`--images generator`, `--bn-momentum`), a
