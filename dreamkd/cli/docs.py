@@ -181,16 +181,16 @@ state and nothing else. Commands that keep no state end at the first.
 **Several GPUs.** `torchrun --standalone --nproc-per-node N --no-python dreamkd invert ...` shares
 the batches among N processes, each on a GPU of its own; on CPUs the files are those of one
 process, byte for byte, and on GPUs up to rounding. They stop together, and any number of them
-continues `invert`. `torchrun ... dreamkd distill --data RUN ...` trains one student on images that
-exist: each process takes an equal part of every batch, so that `--batch-size` is a multiple of N,
-and sees what one process would. Gradients are averaged, and so are the student's running statistics; batch
-norm normalises by those of each part, so that N is a setting of the run, and N processes continue
-it. (On several machines, which must see the same run folder, without `--standalone`, as torchrun's
-manual says.) Batches that depend on those before them (`--images generator`, `--bn-momentum`), a
-student that synthesises as it learns, and the other commands are the work of one process and refuse
-more. torchrun itself ends with code 1 whatever its processes end with, so that a script looks for
-`result.json`; and it gives each of them one thread, unless `OMP_NUM_THREADS` or `--threads` says
-otherwise.
+continues `invert`. `torchrun ... dreamkd distill --data RUN ...` trains one student on images
+that exist: each process takes an equal part of every batch, so that `--batch-size` is a multiple
+of N, and sees what one process would. Gradients are averaged, and so are the student's running
+statistics; batch norm normalises by those of each part, so that N is a setting of the run, and N
+processes continue it. (On several machines, which must see the same run folder, without
+`--standalone`, as torchrun's manual says.) Batches that depend on those before them (`--images
+generator`, `--bn-momentum`), a student that synthesises as it learns, and the other commands are
+the work of one process and refuse more. torchrun itself ends with code 1 whatever its processes
+end with, so that a script looks for `result.json`; and it gives each of them one thread, unless
+`OMP_NUM_THREADS` or `--threads` says otherwise.
 
 **Many jobs.** Jobs that run at once each name their own `--out`. What jobs of several `--seed` or
 `--classes` made is one data set where it lies: `dreamkd distill --data 'runs/job-*/shards/*.tar'`
