@@ -87,11 +87,11 @@ def planned(
 
     Args:
         given: as the user gave it, for what follows from rounds and steps.
-        most: as of `fitting`.
+        most: as of `largest_plan`.
     Raises: ConfigError: not even one round fits, or the warm-up that was given does not.
     """
     smaller = given.first_batches == "auto"
-    plan = fitting(config, pace, seconds=seconds, most=most, smaller=smaller)
+    plan = largest_plan(config, pace, seconds=seconds, most=most, smaller=smaller)
 
     def sized(one: DistillConfig) -> DistillConfig:
         one = replace(one, budget_minutes=None, steps=plan.steps)
@@ -104,7 +104,7 @@ def planned(
     return made
 
 
-def fitting(
+def largest_plan(
     config: DistillConfig,
     pace: Pace,
     *,
@@ -160,8 +160,8 @@ def _most_rounds(job: Job) -> int:
     if job.config.recipe == "offline":
         return MOST_IMAGES
     batch = int(job.config.image_batch_size) * math.prod(job.teacher.card.input_size)
-    fit = free_memory() // 2 // batch - int(job.config.first_batches)
-    return max(1, min(fit, MOST_IMAGES))
+    rounds = free_memory() // 2 // batch - int(job.config.first_batches)
+    return max(1, min(rounds, MOST_IMAGES))
 
 
 def measure_pace(job: Job) -> Pace:

@@ -83,6 +83,7 @@ class Training:
         self._module = student.module.to(runtime.device)
         self._module.to(memory_format=torch.channels_last)
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
+        self._running = running_statistics(self._module)
         self._optimizer = optimizer(self._module, config)
         self._average = copy.deepcopy(self._module).eval() if config.ema else None
 
@@ -130,8 +131,7 @@ class Training:
                 group["lr"] = lr
             views, targets = self._view(examples, step, self._part)
             loss, said, gradients = self._learn(views, targets, self._known(step))
-            running = running_statistics(self._module)
-            self._workers.average([loss, *_present(gradients), *running])
+            self._workers.average([loss, *_present(gradients), *self._running])
             if self._record is not None and said is not None:
                 said, draws = self._workers.all_of(said), generator_for(config.seed, "labels", step)
                 self._record(step, losses.sparse(said, config.store_labels, generator=draws))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dreamkd.budget import Pace, Plan, fitting, measure_pace, planned
+from dreamkd.budget import Pace, Plan, largest_plan, measure_pace, planned
 from dreamkd.config import DistillConfig, settle
 from dreamkd.distillation import distill
 from dreamkd.engine import Runtime
@@ -42,7 +42,7 @@ def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
     seconds: float, rounds: int, steps: int
 ) -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
-    assert fitting(config, PACE, seconds=seconds) == Plan(5, rounds, steps)
+    assert largest_plan(config, PACE, seconds=seconds) == Plan(5, rounds, steps)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
 )
 def test_the_first_bank_of_a_shorter_plan_is_smaller(seconds: float, plan: Plan) -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
-    assert fitting(config, PACE, seconds=seconds, smaller=True) == plan
+    assert largest_plan(config, PACE, seconds=seconds, smaller=True) == plan
 
 
 def test_a_first_bank_that_was_given_is_kept() -> None:
@@ -72,7 +72,7 @@ def test_a_first_bank_that_was_given_is_kept() -> None:
 def test_rounds_end_where_they_are_no_longer_legal() -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
     # 5 first batches of 2 and 3 rounds of 3 leave 31 for steps of 0.1.
-    assert fitting(config, PACE, seconds=50.0, most=3) == Plan(5, 3, 310)
+    assert largest_plan(config, PACE, seconds=50.0, most=3) == Plan(5, 3, 310)
     plan = planned(config, config, Pace(0.4, 0.4, 0.0066), input_size=SIZE, seconds=120_000)
     assert plan.rounds == 65_536
 
@@ -80,13 +80,13 @@ def test_rounds_end_where_they_are_no_longer_legal() -> None:
 def test_offline_a_round_is_a_step() -> None:
     config = replace(settled(steps=40), recipe="offline")
     # 50 / 0.1
-    assert fitting(config, PACE, seconds=50.0) == (0, 0, pytest.approx(500, abs=1))
+    assert largest_plan(config, PACE, seconds=50.0) == (0, 0, pytest.approx(500, abs=1))
 
 
 def test_too_little_time_is_refused_with_what_it_takes() -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
     with pytest.raises(ConfigError, match=r"a first round needs 0\.1 minutes more"):
-        fitting(config, PACE, seconds=13.9)
+        largest_plan(config, PACE, seconds=13.9)
 
 
 def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
