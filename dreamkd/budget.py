@@ -31,6 +31,10 @@ from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
 from dreamkd.sequence import sequential
 
+#: A round of a plan that has fewer of them than usual has fewer student steps, by this power of its
+#: share of the usual rounds: many images learned in passing teach more than few learned well.
+_FEWER_STEPS = 2 / 3
+
 #: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
 _STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
 
@@ -117,8 +121,8 @@ def largest_plan(
         first_batches first + rounds batch + steps step = seconds
 
     Args:
-        config: settled; the ratio of its `steps` and `rounds` is kept, but for what time is left of
-            another round, which is the student's.
+        config: settled; its `steps` a round are those of a plan of as many `rounds` or more, and of
+            a shorter one fewer. What time is left of another round is the student's.
         most: rounds.
         smaller: whether the first bank shrinks with the rounds, where they are fewer than those of
             `config`; else it is that of `config`.
@@ -130,7 +134,6 @@ def largest_plan(
             raise _too_short("step", pace.step - seconds)
         return Plan(0, 0, min(steps, MOST_STEPS))
     whole, usual = int(config.first_batches), max(1, int(config.rounds))
-    each = int(config.steps) / usual
 
     def bank(rounds: int) -> int:
         return min(whole, math.ceil(whole * rounds / usual)) if smaller else whole
@@ -140,7 +143,9 @@ def largest_plan(
         return bank(rounds) * pace.first + rounds * pace.batch
 
     def cost(rounds: int) -> float:
-        return images(rounds) + rounds * each * pace.step
+        share = rounds / usual
+        steps = int(config.steps) * share * min(1.0, share) ** _FEWER_STEPS
+        return images(rounds) + steps * pace.step
 
     rounds = bisect.bisect_right(range(1, most + 1), seconds, key=cost)
     if rounds < 1:

@@ -36,7 +36,7 @@ def settled(**given: object) -> DistillConfig:
 @pytest.mark.parametrize(
     ("seconds", "rounds", "steps"),
     # 5 first batches of 2 leave 40; a round is a batch of 3 and 10 steps of 0.1.
-    [(50.0, 10, 100), (49.9, 9, 129), (14.0, 1, 10)],
+    [(50.0, 10, 100), (49.9, 9, 129), (26.0, 4, 40)],
 )
 def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
     seconds: float, rounds: int, steps: int
@@ -46,12 +46,25 @@ def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
 
 
 @pytest.mark.parametrize(
+    ("seconds", "rounds", "steps"),
+    # Of 27 rounds with 9 steps each: 8 have (8/27)^(2/3) * 9 = 4 each, a single one has 1; after 5
+    # first batches of 2 that is 10 + 8 (3 + 0.4) = 37.2 and 10 + 3 + 0.1 = 13.1.
+    [(37.25, 8, 32), (13.15, 1, 2)],
+)
+def test_a_round_of_a_shorter_plan_has_fewer_steps(
+    seconds: float, rounds: int, steps: int
+) -> None:
+    config = settled(first_batches=5, rounds=27, steps=243)
+    assert largest_plan(config, PACE, seconds=seconds) == Plan(5, rounds, steps)
+
+
+@pytest.mark.parametrize(
     ("seconds", "plan"),
     [
         # Up to the 4 rounds of the settings, 5/4 first batches of 2 a round; then no more than 5.
         (50.0, Plan(5, 10, 100)),
         (26.0, Plan(5, 4, 40)),
-        # 4 of 2 and 3 rounds of 4 are 20, and the half second more is of 5 steps.
+        # 4 of 2 and 3 rounds of 3 leave 3.5 for steps of 0.1, and 2 of 2 with a round 1.
         (20.5, Plan(4, 3, 35)),
         (8.0, Plan(2, 1, 10)),
     ],
@@ -84,9 +97,9 @@ def test_offline_a_round_is_a_step() -> None:
 
 
 def test_too_little_time_is_refused_with_what_it_takes() -> None:
-    config = settled(first_batches=5, rounds=4, steps=40)
+    config = settled(first_batches=5, rounds=27, steps=243)
     with pytest.raises(ConfigError, match=r"a first round needs 0\.1 minutes more"):
-        largest_plan(config, PACE, seconds=13.9)
+        largest_plan(config, PACE, seconds=13.05)
 
 
 def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
