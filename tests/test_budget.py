@@ -51,9 +51,7 @@ def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
     # first batches of 2 that is 10 + 8 (3 + 0.4) = 37.2 and 10 + 3 + 0.1 = 13.1.
     [(37.25, 8, 32), (13.15, 1, 2)],
 )
-def test_a_round_of_a_shorter_plan_has_fewer_steps(
-    seconds: float, rounds: int, steps: int
-) -> None:
+def test_a_round_of_a_shorter_plan_has_fewer_steps(seconds: float, rounds: int, steps: int) -> None:
     config = settled(first_batches=5, rounds=27, steps=243)
     assert largest_plan(config, PACE, seconds=seconds) == Plan(5, rounds, steps)
 
