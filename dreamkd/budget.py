@@ -144,7 +144,7 @@ def largest_plan(
 
     def cost(rounds: int) -> float:
         share = rounds / usual
-        steps = int(config.steps) * share * min(1.0, share) ** _FEWER_STEPS
+        steps = int(config.steps) * share * math.pow(min(1.0, share), _FEWER_STEPS)
         return images(rounds) + steps * pace.step
 
     rounds = bisect.bisect_right(range(1, most + 1), seconds, key=cost)
