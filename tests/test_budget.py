@@ -200,7 +200,7 @@ def test_steps_that_are_not_timed_take_as_long_as_those_like_them(
 
 
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Two rounds on a machine of this pace, whatever the pace of the one that runs the test.
+    # A few rounds on a machine of this pace, whatever the pace of the one that runs the test.
     pace = Pace(first=1.0, batch=10.0, step=0.1)
     monkeypatch.setattr("dreamkd.budget.measure_pace", lambda *_, **__: pace)
     config = distill_config(
@@ -220,9 +220,9 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert first.noise_top1 is None  # unasked, it would take time of its own
     resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())
     assert resolved["requested"]["budget_minutes"] == 1
-    assert resolved["config"]["steps"] == first.steps > 0
-    # 108 student steps a round, as the recipe has them: 9720 / 90; and what fits of another.
-    assert resolved["config"]["steps"] >= 108 * resolved["config"]["rounds"]
+    # Of the recipe's 90 rounds and 9720 steps: fewer a round, and what fits of another.
+    share = resolved["config"]["rounds"] / 90
+    assert first.steps == resolved["config"]["steps"] >= int(9720 * share ** (5 / 3)) > 0
     manifest = (tmp_path / "run" / "manifest.jsonl").read_bytes()
     assert distill(config).steps == first.steps
     assert (tmp_path / "run" / "manifest.jsonl").read_bytes() == manifest
