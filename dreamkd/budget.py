@@ -31,8 +31,8 @@ from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
 from dreamkd.sequence import sequential
 
-#: A round of a plan that has fewer of them than usual has fewer student steps, by this power of its
-#: share of the usual rounds: many images learned in passing teach more than few learned well.
+#: A plan of fewer rounds than usual has fewer student steps in each, by this power of its share of
+#: them: else its images are too few (docs/benchmarks.md, "A short budget on a slow CPU").
 _FEWER_STEPS = 2 / 3
 
 #: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
@@ -120,9 +120,11 @@ def largest_plan(
 
         first_batches first + rounds batch + steps step = seconds
 
+    With a share s of the usual rounds come s min(1, s)^(2/3) of the usual steps; what time is left
+    of another round is the student's.
+
     Args:
-        config: settled; its `steps` a round are those of a plan of as many `rounds` or more, and of
-            a shorter one fewer. What time is left of another round is the student's.
+        config: settled; its `rounds` and `steps` are the usual ones.
         most: rounds.
         smaller: whether the first bank shrinks with the rounds, where they are fewer than those of
             `config`; else it is that of `config`.
