@@ -183,6 +183,7 @@ class Bank:
         if self._hashes.get(k) != _hash(entry):  # another PNG encoder's: the last line counts
             self._run.add_line(entry)
             self._remember(entry)
+        self._run.advanced = True
         before = sum(n for j, n in self._counts.items() if j < k)
         if self._page and k in self._counts and before < _SHEET_IMAGES:
             self._write_contact_sheet()

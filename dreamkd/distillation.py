@@ -17,7 +17,7 @@ from dreamkd import batchnorm, footprint
 from dreamkd.budget import fit, measure_pace
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, enough_memory, time_limit
+from dreamkd.engine import Runtime, enough_memory
 from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples
@@ -81,7 +81,6 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    should_stop = time_limit(should_stop, minutes=config.max_minutes)
     workers = Workers.of_environment()
     with workers.joined():
         if workers.leads:
@@ -130,6 +129,7 @@ def _lead(
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
         on_event = run.listener(on_event)
+        should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
         if run.resolved is not None:
             run.resolved.setdefault("workers", 1)  # runs of before were the work of one process
 

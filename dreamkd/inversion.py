@@ -18,7 +18,7 @@ from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
 from dreamkd.course import steps_per_batch
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, enough_memory, time_limit
+from dreamkd.engine import Runtime, enough_memory
 from dreamkd.errors import ConfigError, RunError
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.files import require_room
@@ -71,7 +71,6 @@ def invert(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    should_stop = time_limit(should_stop, minutes=config.max_minutes)
     workers = Workers.of_environment()
     with workers.joined():
         if workers.leads:
@@ -114,6 +113,7 @@ def _lead(
     folder = Path(config.out or default_folder("invert", config.model, requested))
     with open_run(folder) as run:
         on_event = run.listener(on_event)
+        should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
 
         def check(config: InvertConfig) -> None:
             needed = layout.room(config, teacher.card, made=run.images)
@@ -159,6 +159,7 @@ def _follow(
     should_stop: Callable[[], bool],
 ) -> Inversion:
     """Make a share of the batches that the leader tells of."""
+    began = time.perf_counter()
     finished: bool = workers.told()
     if not finished:
         assignment: _Assignment = workers.told()
@@ -173,6 +174,7 @@ def _follow(
             partners = Partners.load(config, teacher, on_event=ignore)
             require_same(run, teacher, partners.identity())
             on_event = workers.hints_only(run.listener(on_event))
+            should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
             with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
                 _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
     return workers.told()

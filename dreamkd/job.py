@@ -24,8 +24,12 @@ from dreamkd.softlabels import Recorder, Stored
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
 
-#: Seconds between two saved states.
-_SAVE_EVERY = 20.0
+#: Seconds between two saved states, and how many times as long as saving one takes.
+_SAVE_EVERY, _SAVE_SHARE = 20.0, 50.0
+
+
+#: What is said of a stop between two steps of the student.
+_SAVED = "the student's state is saved; the same command continues"
 
 
 @dataclass(kw_only=True)
@@ -56,7 +60,7 @@ class Job:
         self.seconds = 0.0  # of synthesis, over all processes
         self.curve: list[dict[str, float]] = []  # of the student as it learned
         self._stack = ExitStack()
-        self._saved_at = time.monotonic()
+        self._next_save = time.perf_counter() + _SAVE_EVERY
 
     def __enter__(self) -> Self:
         self.training = self._stack.enter_context(
@@ -130,12 +134,19 @@ class Job:
         """Keep the state."""
         if not self.workers.leads:
             return  # its state is the leader's
+        began = time.perf_counter()
         self.flush()
         tensors, facts = self.training.state()
         facts |= {"synthesis_seconds": self.seconds}
         facts |= {"curve": self.curve, "measured_on": self._measured_on}
         self.run.save_state(self.name, tensors, facts)
-        self._saved_at = time.monotonic()
+        saved = time.perf_counter()
+        self._next_save = saved + max(_SAVE_EVERY, _SAVE_SHARE * (saved - began))
+
+    def save_if_due(self) -> None:
+        """Keep the state now and then; of the time this takes at most a fiftieth."""
+        if time.perf_counter() > self._next_save:
+            self.save()
 
     def restart(self) -> None:
         """Back to the student's step 0."""
@@ -157,7 +168,7 @@ class Job:
             student,
             *self.measured.examples,
             # Others wait for the next step, and stop with the leader there.
-            on_batch=self._stop_if_asked if alone else lambda: None,
+            on_batch=self.stop_if_asked if alone else lambda: None,
         )
         self.training.student.module.train()
         self.curve.append(self.point(found.top1, images=len(examples.images)))
@@ -181,16 +192,17 @@ class Job:
         """
 
         def on_step(step: int, terms: dict[str, float]) -> None:
+            self.run.advanced = True  # a stop saves it
             pause = step % LOOK == 0 or step == until
             if pause:
                 total = int(self.config.steps)
                 self.on_event(Progress(self.name, step, total, "steps", terms))
             if pause or self.runtime.device == "cpu" or self.workers.world == 1:
-                self._stop_if_asked()  # several GPUs do not wait for each other at every step
+                self.stop_if_asked()  # several GPUs do not wait for each other at every step
             self.look(examples)
-            last = step == int(self.config.steps)
-            if last or time.monotonic() - self._saved_at > _SAVE_EVERY:
+            if step == int(self.config.steps):
                 self.save()
+            self.save_if_due()
 
         if self.training.step < until and self.workers.leads:
             self.run.begin()
@@ -199,8 +211,8 @@ class Job:
                 self.look(examples)  # the last run was stopped before or in it
             self.training.advance(examples, until=until, on_step=on_step)
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self, said: str = _SAVED) -> None:
         """Raises: Stopped: the state of this step is saved."""
         if self.workers.any_of(self.should_stop()):
             self.save()
-            raise Stopped("the student's state is saved; the same command continues")
+            raise Stopped(said)

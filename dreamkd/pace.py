@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dreamkd.batch import Batch
 from dreamkd.engine import LOOK
+from dreamkd.errors import Stopped
 from dreamkd.events import OnEvent, Progress
-from dreamkd.sequence import stop_if_asked
+from dreamkd.sequence import UNFINISHED
 
 
 class Pace:
@@ -35,7 +36,8 @@ class Pace:
             shown |= terms | {name: 100 * n / self._images for name, n in self._hits.items()}
             done, total = self._done * steps + step, self._batches * steps
             self._on_event(Progress("invert", done, total, "steps", shown))
-        stop_if_asked(self._should_stop)
+        if self._should_stop():
+            raise Stopped(UNFINISHED)
 
     def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
         """A batch is complete."""

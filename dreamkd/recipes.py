@@ -23,7 +23,7 @@ from dreamkd.images import Pixels
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
-from dreamkd.sequence import carry, outstanding, stop_if_asked
+from dreamkd.sequence import UNFINISHED, carry, outstanding
 from dreamkd.synthesis import OnStep
 
 #: Images of noise drawn at once: as floats they take many times the room of what is kept.
@@ -86,6 +86,8 @@ def adaptive(job: Job) -> Examples:
                 made = _make(k, everything.labels[here], job, bank)
             else:
                 made, _ = bank.read(k)
+                job.on_event(Progress("images read", k + 1, count, "batches"))
+                job.stop_if_asked()
             everything.images[here] = made
         bank.complete()
         job.train(everything, until=int(config.steps))
@@ -128,6 +130,7 @@ def _make(k: int, labels: Tensor, job: Job, bank: Bank) -> Tensor:
     bank.add(k, batch.images, batch.labels, start=k * len(labels), facts=facts, line=line)
     carry(job.run, bank, job.synthesiser, following=k + 1)
     job.seconds += time.perf_counter() - began
+    job.save_if_due()
     return batch.images
 
 
@@ -140,7 +143,7 @@ def _watcher(phase: str, job: Job) -> OnStep:
     def watch_step(step: int, steps: int, terms: dict[str, float]) -> None:
         if step % LOOK == 0 or step == steps:
             job.on_event(Progress(phase, step, steps, "steps", terms))
-        stop_if_asked(job.should_stop)
+        job.stop_if_asked(UNFINISHED)
 
     return watch_step
 

@@ -11,11 +11,12 @@ events.jsonl, progress.json, env.json   times, host, progress: never compared
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,7 @@ class Run:
             raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
         # A damaged manifest is refused here, before the work.
         self.images = sum({line["batch"]: line["count"] for line in self.lines}.values())
+        self.advanced = False  # by this process: the next one begins later than it did
         self._shown, self._points = Every(_SHOWN), Every(_POINT)
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
@@ -155,6 +157,16 @@ class Run:
 
     def _state(self, name: str) -> Path:
         return self.folder / f"state-{name}.safetensors"
+
+    def limited(
+        self, should_stop: Callable[[], bool], *, minutes: float | None, began: float
+    ) -> Callable[[], bool]:
+        """`should_stop`, which also says so once so many minutes have passed since `began`.
+
+        Not before this process has advanced the run, which ends however short the time of each.
+        """
+        deadline = began + 60 * (math.inf if minutes is None else minutes)
+        return lambda: should_stop() or (self.advanced and time.perf_counter() > deadline)
 
     def begin(self) -> None:
         """Work begins: what an earlier end said no longer holds.

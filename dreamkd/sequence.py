@@ -6,18 +6,20 @@ in order and saves what it carries after each; any other can make any batch at a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dreamkd.bank import Bank
 from dreamkd.config import ImageConfig
 from dreamkd.config.options import AUTO
-from dreamkd.errors import Stopped
 from dreamkd.events import Hint, OnEvent
 from dreamkd.images import IMAGES
 from dreamkd.runs import Run
 from dreamkd.synthesis import Synthesiser
 
 _STATE = "images"
+
+#: What is said of a stop between two steps of a batch, which is then made again.
+UNFINISHED = "finished batches are kept, the one at hand begins anew; the same command continues"
 
 
 def sequential(config: ImageConfig) -> bool:
@@ -44,17 +46,6 @@ def outstanding(
         following, saved = 0, None
     synthesiser.restore({} if saved is None else saved[0])
     return list(range(following, len(held)))
-
-
-def stop_if_asked(should_stop: Callable[[], bool]) -> None:
-    """Between two steps of a batch.
-
-    Raises: Stopped: the batch is then made again.
-    """
-    if should_stop():
-        raise Stopped(
-            "finished batches are kept, the one at hand begins anew; the same command continues"
-        )
 
 
 def carry(run: Run, bank: Bank, synthesiser: Synthesiser, *, following: int) -> None:

@@ -237,6 +237,25 @@ def test_out_of_time_it_stops_and_goes_on_to_the_same_bytes(whole: Path, tmp_pat
     assert facts(folder) == facts(whole)
 
 
+def test_however_short_the_time_each_process_takes_it_a_piece_further(tmp_path: Path) -> None:
+    """Two batches, two student steps, and what is measured before, between and after them."""
+    short = {"first_batches": 1, "rounds": 1, "steps": 2, "image_steps": 2, "batch_size": 8}
+    short |= {"noise_baseline": "on", "eval_data": "sklearn:digits", "eval_every": 1, "warmup": 0}
+    expected = run(tmp_path / "whole", **short)
+    stops = 0
+    while stops < 20:
+        try:
+            found = run(tmp_path / "run", max_minutes=1e-6, **short)
+            break
+        except Stopped:
+            stops += 1
+    assert 4 <= stops <= 8  # of two batches, two steps of the student, and two on noise
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+    assert (found.student_top1, found.noise_top1) == (expected.student_top1, expected.noise_top1)
+    assert [p["step"] for p in found.curve] == [p["step"] for p in expected.curve]
+    assert found.synthesis_seconds > 0
+
+
 @pytest.mark.parametrize("polls", [1, 4, 7, 9, 14, 27])
 def test_the_generator_recipe_continues_to_the_same_bytes(
     whole_generated: Path, tmp_path: Path, polls: int

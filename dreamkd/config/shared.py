@@ -132,8 +132,8 @@ class LimitConfig:
         above=0,
         maximum=10**6,
         identity=False,
-        help="stop after so many minutes with exit code 8; the same command continues, but an "
-        "unfinished batch of images begins anew: allow the time of one",
+        help="stop after so many minutes with exit code 8, but not before a batch of images is "
+        "made or a student step taken; the same command continues, an unfinished batch anew",
     )
 
 

@@ -2,7 +2,7 @@
 
 from dreamkd.engine.compiling import compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
-from dreamkd.engine.guards import LOOK, check_finite, enough_memory, time_limit
+from dreamkd.engine.guards import LOOK, check_finite, enough_memory
 from dreamkd.engine.memory import chunks, require_memory, spare_bytes
 from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
@@ -26,7 +26,6 @@ __all__ = [
     "renormalise",
     "require_memory",
     "spare_bytes",
-    "time_limit",
     "to_uint8",
     "twin",
     "worth_compiling",

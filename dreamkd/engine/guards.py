@@ -1,10 +1,9 @@
-"""Stopping when the numbers stop making sense, or when time is up."""
+"""Stopping when the numbers stop making sense, or the device has no more room."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from dreamkd.engine.memory import out_of_memory
@@ -40,11 +39,3 @@ def check_finite(terms: Mapping[str, float], *, where: str) -> None:
                 "what was finished before is kept: lower the rate or the weight of that term, or "
                 "try --precision fp32",
             )
-
-
-def time_limit(should_stop: Callable[[], bool], *, minutes: float | None) -> Callable[[], bool]:
-    """`should_stop`, which also says so once `minutes` from now have passed; None: never."""
-    if minutes is None:
-        return should_stop
-    deadline = time.monotonic() + 60 * minutes
-    return lambda: should_stop() or time.monotonic() > deadline
