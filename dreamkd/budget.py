@@ -20,7 +20,7 @@ from dreamkd import shards, states
 from dreamkd.batch import Batch
 from dreamkd.config import DistillConfig, settle
 from dreamkd.config.images import MOST_IMAGES, MOST_STEPS
-from dreamkd.course import refining_steps
+from dreamkd.course import refining_steps, stages
 from dreamkd.engine import Runtime
 from dreamkd.engine.memory import free_memory
 from dreamkd.errors import ConfigError
@@ -34,6 +34,9 @@ from dreamkd.sequence import sequential
 #: A plan of fewer rounds than usual has fewer student steps in each, by this power of its share of
 #: them: else its images are too few (docs/benchmarks.md, "A short budget on a slow CPU").
 _FEWER_STEPS = 2 / 3
+
+#: However short, a plan leaves the student so much of the time, or what it usually has if less.
+_LEAST_SHARE = 1 / 4
 
 #: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
 _STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
@@ -120,8 +123,8 @@ def largest_plan(
 
         first_batches first + rounds batch + steps step = seconds
 
-    With a share s of the usual rounds come s min(1, s)^(2/3) of the usual steps; what time is left
-    of another round is the student's.
+    With a share s of the usual rounds come s min(1, s)^(2/3) of the usual steps, or as many as fill
+    the student's least share of the time; what is left of another round is the student's too.
 
     Args:
         config: settled; its `rounds` and `steps` are the usual ones.
@@ -144,10 +147,13 @@ def largest_plan(
         """Seconds of synthesis."""
         return bank(rounds) * pace.first + rounds * pace.batch
 
+    learning = int(config.steps) * pace.step  # usually
+    least = min(_LEAST_SHARE / (1 - _LEAST_SHARE), learning / images(usual))
+
     def cost(rounds: int) -> float:
-        share = rounds / usual
-        steps = int(config.steps) * share * math.pow(min(1.0, share), _FEWER_STEPS)
-        return images(rounds) + steps * pace.step
+        share, making = rounds / usual, images(rounds)
+        fewer = share * math.pow(min(1.0, share), _FEWER_STEPS)
+        return making + max(fewer * learning, least * making)
 
     rounds = bisect.bisect_right(range(1, most + 1), seconds, key=cost)
     if rounds < 1:
@@ -196,8 +202,6 @@ def _images(job: Job) -> tuple[float, float]:
     short = replace(config, image_steps=min(int(config.image_steps), _IMAGE_STEPS))
     if refining_steps(config):
         short = replace(short, refine_steps=min(refining_steps(config), _REFINING_STEPS))
-    made = int(short.image_steps)
-    left = int(config.image_steps) - made, refining_steps(config) - refining_steps(short)
     classes, size = job.teacher.card.num_classes, int(config.image_batch_size)
     labels = label_range(range(classes), 0, size, seed=config.seed)
 
@@ -210,15 +214,36 @@ def _images(job: Job) -> tuple[float, float]:
             compete=compete,
             on_step=lambda *_: marks.append(_now(runtime)),
         )
-        images, pixels = marks[1 : made + 1], marks[made:]
         _write(batch, job)
-        taken = _now(runtime) - marks[0]
-        return taken + left[0] * _mean_gap(images) + left[1] * _mean_gap(pixels)
+        return _now(runtime) - marks[0] + left_out(config, short, marks)
 
+    competes = float(config.competition) > 0
     with job.synthesiser.rehearsal(short):
-        for compete in (False, True):
-            timed(compete=compete)  # compiles
-        return timed(compete=False), timed(compete=True)
+        timed(compete=False)  # compiles
+        first = timed(compete=False)
+        if not competes:
+            return first, first
+        timed(compete=True)
+        return first, timed(compete=True)
+
+
+def left_out(config: DistillConfig, short: DistillConfig, marks: Sequence[float]) -> float:
+    """Seconds of the steps that a batch of `short` leaves out of those of `config`.
+
+    Args: marks: the time at the batch's beginning and after each of its steps.
+    """
+    seconds, done, taken = 0.0, 0, _phases(short)
+    for factor, whole in _phases(config).items():
+        steps = taken.get(factor, 0)
+        # From the end of its first step, where there are more: that one also prepares.
+        gap = _mean_gap(marks[done + min(1, steps // 2) : done + max(1, steps) + 1])
+        seconds, done = seconds + (whole - steps) * gap, done + steps
+    return seconds
+
+
+def _phases(config: DistillConfig) -> dict[int, int]:
+    """Steps of a batch by the factor of their resolution, and of refined pixels as of 0."""
+    return dict(stages(config)) | {0: refining_steps(config)}
 
 
 def _write(batch: Batch, job: Job) -> None:

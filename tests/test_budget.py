@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from dreamkd.budget import Pace, Plan, largest_plan, measure_pace, planned
+from dreamkd.batch import Batch
+from dreamkd.budget import Pace, Plan, largest_plan, left_out, measure_pace, planned
 from dreamkd.config import DistillConfig, settle
 from dreamkd.distillation import distill
 from dreamkd.engine import Runtime
@@ -47,13 +48,14 @@ def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
 
 @pytest.mark.parametrize(
     ("seconds", "rounds", "steps"),
-    # Of 27 rounds with 9 steps each: 8 have (8/27)^(2/3) * 9 = 4 each, a single one has 1; after 5
-    # first batches of 2 that is 10 + 8 (3 + 0.4) = 37.2 and 10 + 3 + 0.1 = 13.1.
-    [(37.25, 8, 32), (13.15, 1, 2)],
+    # Of 27 rounds with 9 steps of 1 each: 8 have (8/27)^(2/3) * 9 = 4 each, which after 5 first
+    # batches of 2 is 10 + 8 (3 + 4) = 66. A single one would have 1; a quarter of the time is 4.3.
+    [(66.25, 8, 32), (17.4, 1, 4)],
 )
 def test_a_round_of_a_shorter_plan_has_fewer_steps(seconds: float, rounds: int, steps: int) -> None:
     config = settled(first_batches=5, rounds=27, steps=243)
-    assert largest_plan(config, PACE, seconds=seconds) == Plan(5, rounds, steps)
+    pace = PACE._replace(step=1.0)
+    assert largest_plan(config, pace, seconds=seconds) == Plan(5, rounds, steps)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +66,21 @@ def test_a_round_of_a_shorter_plan_has_fewer_steps(seconds: float, rounds: int, 
         (26.0, Plan(5, 4, 40)),
         # 4 of 2 and 3 rounds of 3 leave 3.5 for steps of 0.1, and 2 of 2 with a round 1.
         (20.5, Plan(4, 3, 35)),
-        (8.0, Plan(2, 1, 10)),
+        (8.5, Plan(2, 1, 15)),
     ],
 )
 def test_the_first_bank_of_a_shorter_plan_is_smaller(seconds: float, plan: Plan) -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
     assert largest_plan(config, PACE, seconds=seconds, smaller=True) == plan
+
+
+def test_however_dear_the_images_the_student_keeps_its_usual_share() -> None:
+    """Of 400 rounds of 3 after 40 of 2, with 4,000 steps of 0.02: 1 in 17 seconds."""
+    config, pace = settled(first_batches=40, rounds=400, steps=4000), PACE._replace(step=0.02)
+    for seconds in (6.0, 30.0, 300.0):
+        plan = largest_plan(config, pace, seconds=seconds, smaller=True)
+        assert plan.steps * pace.step >= 0.99 * seconds / 17
+        assert plan.first_batches * pace.first + plan.rounds * pace.batch > seconds / 2
 
 
 def test_a_first_bank_that_was_given_is_kept() -> None:
@@ -197,6 +208,33 @@ def test_steps_that_are_not_timed_take_as_long_as_those_like_them(
     with opened(digits, settled(**given), tmp_path) as job:
         pace = measure_pace(job)
     assert (pace.first, pace.batch) == (steps + 1, steps + 1)
+
+
+def test_steps_that_are_not_timed_take_as_long_as_those_of_their_resolution() -> None:
+    """Twelve of 600 steps, eight at half the resolution of a second and four of four seconds."""
+    config = settled(recipe="adaptive", image_steps=600, stages=(2, 1))
+    marks = list(itertools.accumulate([0, 5, *[1] * 7, 9, *[4] * 3]))
+    left = left_out(config, replace(config, image_steps=12), marks)
+    assert left == 392 * 1 + 196 * 4
+
+
+@pytest.mark.parametrize("competition", [0.0, 1.0])
+def test_a_rival_is_timed_where_there_is_one(
+    digits: Classifier, competition: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settled(recipe="adaptive", image_steps=2, competition=competition)
+    timed: list[bool] = []
+    with opened(digits, config, tmp_path) as job:
+        batch = job.synthesiser.batch
+
+        def watched(*args: Any, compete: bool, **rest: Any) -> Batch:
+            timed.append(compete)
+            return batch(*args, compete=compete, **rest)
+
+        monkeypatch.setattr(job.synthesiser, "batch", watched)
+        pace = measure_pace(job)
+    assert any(timed) is (competition > 0)
+    assert (pace.batch == pace.first) is (competition == 0)
 
 
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
