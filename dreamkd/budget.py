@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from dreamkd import shards, states
+from dreamkd import shards, states, timetable
 from dreamkd.batch import Batch
 from dreamkd.config import DistillConfig, settle
 from dreamkd.config.images import MOST_IMAGES, MOST_STEPS
@@ -217,11 +217,10 @@ def _images(job: Job) -> tuple[float, float]:
         _write(batch, job)
         return _now(runtime) - marks[0] + left_out(config, short, marks)
 
-    competes = float(config.competition) > 0
     with job.synthesiser.rehearsal(short):
         timed(compete=False)  # compiles
         first = timed(compete=False)
-        if not competes:
+        if not timetable.any_competes(config):
             return first, first
         timed(compete=True)
         return first, timed(compete=True)

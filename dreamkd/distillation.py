@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreamkd import batchnorm, footprint
+from dreamkd import batchnorm, footprint, timetable
 from dreamkd.budget import fit, measure_pace
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import Workers
@@ -54,6 +54,7 @@ class Distillation:
     data_free: bool
     synthesis_seconds: float
     student_seconds: float  # without the baseline's
+    seconds: float  # of both
     curve: list[dict[str, float]]  # the student while it learned: step, images, top1, seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -111,8 +112,9 @@ def _lead(
     began = time.perf_counter()
     materials = Materials.load(config, teacher, on_event=on_event)
     teacher, student = materials.teacher, materials.student
+    rival = student if timetable.any_competes(config) else None
     # But for what is measured: the same whatever the machine.
-    decided = settled(config, teacher, student=student)
+    decided = settled(config, teacher, student=rival)
     if decided.recipe != "offline":
         source = materials.prior or teacher
         batchnorm.require_statistics(source.module, name=source.card.architecture)
@@ -121,8 +123,8 @@ def _lead(
     _refuse_to_share(decided, workers)
     try_out(teacher, factor=coarsest(decided))
     try_out(student, training=True)
-    if decided.recipe != "offline" and decided.competition:
-        try_out(student, factor=coarsest(decided))  # as a rival it sees every stage
+    if rival is not None:
+        try_out(rival, factor=coarsest(decided))
     materials = materials.with_images(config, on_event=on_event)
     inputs = materials.identity(decided) | {"workers": workers.world}
     requested = requested_settings(config)
@@ -130,8 +132,6 @@ def _lead(
     with open_run(folder) as run:
         on_event = run.listener(on_event)
         should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
-        if run.resolved is not None:
-            run.resolved.setdefault("workers", 1)  # runs of before were the work of one process
 
         def check(config: DistillConfig) -> None:
             on_event(Note(f"run: {folder}; {footprint.require(config, student, run)}"))
@@ -142,14 +142,14 @@ def _lead(
             given,
             teacher=teacher,
             prior=materials.prior,
-            student=student,
+            student=rival,
             image_steps=lambda c: footprint.image_steps(c) // workers.world,
             budget=footprint.seconds_a_graph(config),
             inputs=inputs,
             check=None if planning else check,
         )
-        baseline = _wants_baseline(given, teacher)
         identity = {**inputs, "teacher_sha256": teacher.sha256()}
+        baseline = _wants_baseline(given, teacher)
         assignment = _Assignment(config, folder, identity, planning, baseline)
 
         def plan(job: Job) -> DistillConfig:
@@ -169,21 +169,21 @@ def _lead(
             job, examples, student = _train(
                 assignment, run, materials, workers, plan, on_event, should_stop
             )
-            data_free = materials.is_data_free(config)
-            saved = save(job, student, data_free=data_free)
-            noise = _train_on_noise(assignment, job, materials, count=len(examples.images))
+            saved = save(job, student, data_free=materials.is_data_free(config))
+            count = len(examples.images)
+            noise = _train_on_noise(assignment, job, materials, count=count)
             with job.runtime.active():
-                count = len(examples.images)
                 result = accuracies(job, student, noise, images=count) | {
                     "images": count,
                     "image_source": materials.source(config),
                     "steps": int(job.config.steps),
-                    "data_free": data_free,
+                    "data_free": materials.is_data_free(config),
                     "synthesis_seconds": job.seconds,
                     "student_seconds": job.training.seconds,
+                    "seconds": job.seconds + job.training.seconds,
                 }
         run.finish({**result, "student": saved.name})
-        on_event(Finished("distill", job.seconds + job.training.seconds))
+        on_event(Finished("distill", result["seconds"]))
     return workers.told(Distillation(out=str(folder), student=str(saved), **result))
 
 

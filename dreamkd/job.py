@@ -81,9 +81,9 @@ class Job:
         self._stack.close()
 
     @cached_property
-    def rival(self) -> Classifier:
+    def rival(self) -> Classifier | None:
         """The student as images see it: each batch that competes takes over its weights."""
-        return self.student.copy()
+        return self.student.copy() if timetable.any_competes(self.config) else None
 
     @cached_property
     def synthesiser(self) -> Synthesiser:

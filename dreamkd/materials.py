@@ -12,6 +12,7 @@ from dreamkd.config import DistillConfig
 from dreamkd.errors import RunError
 from dreamkd.events import Note, OnEvent, ignore
 from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
+from dreamkd.identity import versions
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
 
@@ -82,6 +83,7 @@ class Materials:
             wanted |= {**found, "teacher_sha256": self.teacher.sha256()}
             card = self.teacher.card
             wanted |= {f"teacher_{name}": getattr(card, name) for name in softlabels.CARD}
+            wanted |= {f"{name}_version": versions()[name] for name in softlabels.DRAWN_BY}
             found["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
         found["student_sha256"] = self.student.sha256()
         found["student_data_free"] = self.student.card.data_free

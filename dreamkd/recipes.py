@@ -82,7 +82,8 @@ def adaptive(job: Job) -> Examples:
             here = slice(k * size, (k + 1) * size)
             job.train(_first(everything, here.start), until=timetable.begins(k, config))
             if k in missing:
-                job.rival.module.load_state_dict(job.student.module.state_dict())
+                if job.rival is not None:
+                    job.rival.module.load_state_dict(job.student.module.state_dict())
                 made = _make(k, everything.labels[here], job, bank)
             else:
                 made, _ = bank.read(k)

@@ -26,10 +26,13 @@ SEGMENT = 64
 FOLDER = "labels"
 
 #: Settings that views and stored labels depend on.
-VIEWS = ("seed", "steps", "batch_size", "flip", "cutmix", "temperature")
+VIEWS = ("seed", "steps", "batch_size", "student_flip", "cutmix", "temperature")
 
 #: What of the teacher's card changes its outputs, beside its weights.
 CARD = ("architecture", "mean", "std")
+
+#: Packages whose arithmetic decides which view a step shows.
+DRAWN_BY = ("dreamkd", "torch")
 
 
 class Recorder:
@@ -111,6 +114,7 @@ def require_same(run: Path, now: Mapping[str, Any]) -> int:
         resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
         then = {**resolved["config"], **resolved}
         then |= {f"teacher_{name}": resolved["teacher"][name] for name in CARD}
+        then |= {f"{name}_version": resolved["versions"][name] for name in DRAWN_BY}
         kept = int(then["store_labels"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error

@@ -22,9 +22,14 @@ def begins(k: int, config: DistillConfig) -> int:
     return round(_SYNTHESIS_SHARE * int(config.steps) * max(0, fresh) / max(1, int(config.rounds)))
 
 
+def any_competes(config: DistillConfig) -> bool:
+    """Whether any batch depends on the student of its time; settled or as given."""
+    return config.data is None and 0 not in (config.rounds, config.competition)
+
+
 def competes(k: int, config: DistillConfig) -> bool:
     """Whether batch `k` depends on the student of its time."""
-    return k >= int(config.first_batches) and float(config.competition) > 0
+    return any_competes(config) and k >= int(config.first_batches)
 
 
 def looks(config: DistillConfig) -> set[int]:

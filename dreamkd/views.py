@@ -34,7 +34,7 @@ def view(
     count, size = int(config.batch_size), examples.images.shape[2:]
     generator = generator_for(config.seed, "student", step)
     index = torch.randint(len(examples.images), (count,), generator=generator)
-    shift, flip = min(size) // 8, config.flip == "on"
+    shift, flip = min(size) // 8, config.student_flip == "on"
     offsets = draw_roll(count, shift=shift, flip=flip, generator=generator)
 
     def seen(rows: Tensor) -> tuple[Tensor, Tensor | None]:

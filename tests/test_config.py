@@ -290,6 +290,16 @@ def test_what_is_given_is_not_settled() -> None:
         (InvertConfig, {"model": "m", "quiet": True, "verbose": True}, "--quiet and --verbose"),
         (DistillConfig, {**PAIR, "steps": 3, "warmup": 3}, "--warmup: 3"),
         (DistillConfig, {**PAIR, "recipe": "offline"}, "--recipe offline: needs images"),
+        (
+            DistillConfig,
+            {**PAIR, "competition": 0, "competition_temperature": 3},
+            "--competition-temperature has no effect with --competition 0",
+        ),
+        (
+            DistillConfig,
+            {**PAIR, "rounds": 0, "competition": 5},
+            "--competition has no effect with --rounds 0",
+        ),
         (DistillConfig, {**PAIR, "data": "d", "labels": "l", "budget_minutes": 1}, "--labels: are"),
         (DistillConfig, {**PAIR, "recipe": "adaptive", "data": "d"}, "--recipe adaptive: makes"),
         (

@@ -12,15 +12,18 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from dreamkd import manifest, preparation, shards, verification
+from dreamkd import manifest, models, preparation, shards, verification
 from dreamkd.data import Preprocessing, open_images, stack
+from dreamkd.distillation import distill
+from dreamkd.engine import normalise
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
 from dreamkd.events import Event, Note, Progress
 from dreamkd.formats import read_run
 from dreamkd.inversion import Inversion, invert
+from dreamkd.losses import jensen_shannon
 from dreamkd.models import Classifier
 from dreamkd.runs import Run
-from tests.conftest import invert_config
+from tests.conftest import distill_config, invert_config
 
 #: What another run of the same command must write again, byte for byte.
 FACTS = ("resolved.json", "manifest.jsonl", "result.json", "contact-sheet.png")
@@ -313,8 +316,6 @@ def test_bad_settings_create_nothing(
 
 
 def test_an_untrained_network_is_refused(tmp_path: Path) -> None:
-    from dreamkd import models
-
     card = {"num_classes": 10, "input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     models.save(models.create("cifar_resnet8", **card), tmp_path / "fresh.safetensors")
     with pytest.raises(NoBatchNormError, match="look untrained"):
@@ -392,22 +393,36 @@ def test_batches_that_remember_differ_from_those_that_do_not(whole: Path, tmp_pa
     assert ours["shard-000001.tar"] != theirs["shard-000001.tar"]
 
 
-def test_images_against_a_student_are_harder_for_it(tmp_path: Path) -> None:
-    from dreamkd import models
-
-    student = models.create(
-        "cifar_resnet8", num_classes=10, input_size=(1, 16, 16), mean=(0.5,), std=(0.25,)
+def test_competing_images_are_those_that_teacher_and_student_see_differently(
+    digits: Classifier, tmp_path: Path
+) -> None:
+    """Section 3.3 of the paper, at equal steps; the student has learned most of the digits."""
+    path = tmp_path / "student" / "student.safetensors"
+    synthesis = dict.fromkeys(
+        ("image_steps", "image_batch_size", "first_batches", "rounds"), "auto"
     )
-    models.save(student, tmp_path / "student.safetensors")
-    path = str(tmp_path / "student.safetensors")
-    settings = {"image_steps": 20, "per_class": 2, "verifier": path}
-    run(tmp_path / "plain", **settings)
-    run(tmp_path / "adaptive", method="adaptive", student=path, competition=30, **settings)
-    samples = [
-        [sample.png for sample in shards.read(tmp_path / name / "shards" / "shard-000000.tar")]
-        for name in ("plain", "adaptive")
-    ]
-    assert samples[0] != samples[1]
+    lesson = {"data": "sklearn:digits:train", "steps": 100, "batch_size": 64}
+    distill(distill_config(out=str(path.parent), **synthesis, **lesson))
+    settings = {"image_steps": 60, "image_batch_size": 50, "per_class": 5, "r_feature": 0.1}
+    plain = run(tmp_path / "plain", verifier=str(path), **settings)
+    rival = {"method": "adaptive", "student": str(path)}
+    competing = run(tmp_path / "competing", verifier=str(path), **rival, **settings)
+    assert min(plain.teacher_top1, competing.teacher_top1) >= 95
+    assert competing.verifiers["student"] <= plain.verifiers["student"] - 10
+
+    def disagreement(folder: Path) -> float:
+        """JS of Eq. 8, nats."""
+        sized = Preprocessing(input_size=(1, 16, 16))
+        images, _ = stack(open_images(str(folder), preprocessing=sized))
+        networks = (digits, models.load(str(path)))
+        with torch.no_grad():
+            logits = [
+                network.module(normalise(images, mean=network.card.mean, std=network.card.std))
+                for network in networks
+            ]
+        return float(jensen_shannon(*logits).mean())
+
+    assert disagreement(tmp_path / "competing") > 2 * disagreement(tmp_path / "plain")
 
 
 def test_classes_have_the_weights_asked_for(tmp_path: Path) -> None:
@@ -526,8 +541,6 @@ def test_the_manifest_tells_the_level_that_chance_explains(whole: Path) -> None:
 
 
 def test_statistics_of_another_network_serve_one_without(tmp_path: Path) -> None:
-    from dreamkd import models
-
     vit = models.create(
         "timm:vit_tiny_patch16_224", num_classes=10, input_size=(1, 64, 64), mean=(0.5,), std=(0.5,)
     )

@@ -14,6 +14,7 @@ from dreamkd.config import DistillConfig, merge
 from dreamkd.distillation import Distillation, distill
 from dreamkd.errors import ConfigError, DataError, Stopped
 from dreamkd.events import Hint
+from dreamkd.identity import versions
 from dreamkd.inversion import invert
 from dreamkd.losses import SparseOutputs
 from dreamkd.softlabels import SEGMENT, Recorder, Stored
@@ -168,6 +169,15 @@ def test_labels_of_other_views_are_refused(
     with pytest.raises(ConfigError, match=line):
         run(tmp_path / "run", made, **{"labels": str(whole), **given})
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_another_torch_are_refused(
+    made: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It might draw other views."""
+    monkeypatch.setattr("dreamkd.materials.versions", lambda: versions() | {"torch": "1.0"})
+    with pytest.raises(ConfigError, match=r"torch version is '.+' there and '1.0' here"):
+        run(tmp_path / "run", made, labels=str(whole))
 
 
 def test_labels_of_an_unfinished_run_are_refused(made: Path, whole: Path, tmp_path: Path) -> None:

@@ -40,6 +40,33 @@ def test_the_parts_make_up_the_whole(cutmix: float) -> None:
         assert torch.equal(torch.cat([t for _, t in parts if t is not None]), targets)
 
 
+@pytest.mark.parametrize(
+    ("given", "mirrored"),
+    [
+        ({}, True),
+        ({"preset": "paper"}, True),  # whose images are not
+        ({"flip": "off"}, False),
+        ({"flip": "off", "student_flip": "on"}, True),
+        ({"flip": "on", "student_flip": "off"}, False),
+    ],
+    ids=str,
+)
+def test_a_student_sees_half_of_the_images_mirrored_whatever_the_images_are(
+    given: dict[str, str], mirrored: bool
+) -> None:
+    """Of images that are brighter from left to right; crops and padding take an eighth."""
+    ramp = torch.arange(0, 160, 5, dtype=torch.uint8).expand(40, 3, 32, 32)
+    config = settle(distill_config(cutmix=0.0, batch_size=64, **given), input_size=(3, 32, 32))
+    shown = examples()._replace(images=ramp)
+    images = view(config, shown, step=0, classes=10, device="cpu")[0].float()
+    falling = images[..., 8:16].mean((1, 2, 3)) > images[..., 16:24].mean((1, 2, 3))
+    assert (16 < int(falling.sum()) < 48) if mirrored else not falling.any()
+
+
+def test_grey_images_are_not_mirrored_unasked() -> None:
+    assert settle(distill_config(), input_size=(1, 16, 16)).student_flip == "off"
+
+
 def test_images_are_not_mixed_unless_asked() -> None:
     """Every view is a shifted copy of one image, whose pixels it does not leave."""
     flat = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 1, 16, 16)

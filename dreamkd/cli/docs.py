@@ -53,6 +53,7 @@ RESULTS: dict[str, dict[str, str]] = {
         "data_free": "whether no real image made the student or its images",
         "synthesis_seconds": "over all processes",
         "student_seconds": "likewise, without the noise baseline's",
+        "seconds": "of both",
         "curve": "the student as it learned: `step`, `images`, `top1`, `seconds`",
     },
     "eval": {

@@ -171,8 +171,7 @@ class InvertConfig(
 
     def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are, and what makes them so."""
-        method = f"--method {self.method}"
-        idle = super().idle()
+        idle, method = super().idle(), f"--method {self.method}"
         if self.method == "deepdream":
             names = ("r_feature", "r_feature_scale", "refine_r_feature", "first_bn")
             idle |= dict.fromkeys((*names, "bn_momentum", "bn_prior"), method)
@@ -216,7 +215,7 @@ class DistillConfig(
         group=_DATA,
         minimum=1,
         maximum=MOST_IMAGES,
-        auto="a tenth of all rounds",
+        auto="ten times as it learns",
         identity=False,
         help="rounds between two measurements of the student on --eval-data; without rounds, "
         "hundredths of the steps",
@@ -281,11 +280,15 @@ class DistillConfig(
             idle["label_smoothing"] = "--hard-labels 0"
         if not self.eval_data:
             idle["eval_every"] = "--eval-data left out"
+        competition = [*CompetitionConfig.__dataclass_fields__]
+        if self.rounds == 0:
+            idle |= dict.fromkeys(competition, "--rounds 0")
+        elif self.competition == 0:
+            idle |= dict.fromkeys(competition[1:], "--competition 0")
         if not self.data:
             return super().idle() | idle
-        synthesis = (*ImageConfig.__dataclass_fields__, *CompetitionConfig.__dataclass_fields__)
-        names = (*synthesis, "first_batches", "rounds")
-        return idle | {name: "--data" for name in names if name not in ("preset", "flip")}
+        names = (*ImageConfig.__dataclass_fields__, *competition, "first_batches", "rounds")
+        return idle | {name: "--data" for name in names if name != "preset"}
 
 
 #: Command -> its settings; the command line and docs/cli.md are generated from this table.

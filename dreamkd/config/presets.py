@@ -204,10 +204,12 @@ def settle(
     if getattr(config, "optimizer", "sgd") == "adamw":
         values["lr"] = 1e-3
     values["jitter"] = max(1, round(values["jitter"] * side))
+    values["student_flip"] = "on"
     if channels == 1:
-        values["flip"] = "off"
+        values |= dict.fromkeys(("flip", "student_flip"), "off")
     wanted = {f.name: getattr(config, f.name) for f in fields(config)}
     given = {name: value for name, value in wanted.items() if value not in (AUTO, ())}
+    values["student_flip"] = given.get("flip", values["student_flip"])
     refined = generated and int((values | given)["refine_steps"]) > 0
     if "r_feature_scale" in given and not refined:
         values["r_feature"] = None

@@ -89,6 +89,13 @@ class StudentConfig:
         auto=BY_PRESET,
         help="share of student steps whose images exchange boxes; teacher and student see the same",
     )
+    student_flip: str = option(
+        "auto",
+        group=STUDENT,
+        choices=("auto", "on", "off"),
+        help="mirror half of the images that student and teacher see; auto: as --flip if that is "
+        "given, else all but grey images",
+    )
     hard_labels: float = option(
         0.0,
         group=STUDENT,

@@ -194,6 +194,7 @@ def test_the_table_of_a_distillation_sets_student_beside_teacher_and_noise() -> 
         data_free=True,
         synthesis_seconds=1.0,
         student_seconds=2.0,
+        seconds=3.0,
         curve=[],
     )
     lines = tables.text(*tables.distillation(found, config)).splitlines()
