@@ -20,7 +20,7 @@ from dreamkd.course import steps_per_batch
 from dreamkd.distributed import Workers
 from dreamkd.engine import Runtime, enough_memory
 from dreamkd.errors import ConfigError, RunError
-from dreamkd.events import Finished, Note, OnEvent, ignore
+from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
 from dreamkd.identity import requested_settings
@@ -106,7 +106,6 @@ def _lead(
     Runtime.settle(config)
     decided = settled(config, teacher, student=partners.student)
     _refuse_to_share(decided, workers)
-    layout.batches(decided)
     for network in filter(None, (teacher, partners.student)):
         try_out(network, factor=coarsest(decided))
     requested = requested_settings(config)
@@ -136,6 +135,8 @@ def _lead(
             on_event(Note(f"{workers.world} workers; progress is that of the first one's share"))
         with _bank(run, config, teacher, on_event=on_event) as bank:
             plan = layout.batches(config, made=bank.lines)
+            if config.method != "deepdream" and any(stop - start == 1 for start, stop in plan):
+                on_event(Hint("a batch is of a single image, whose statistics are matched alone"))
             assignment = _Assignment(config, folder, plan, bank.held(range(len(plan))))
             # What a sequential run carries past its last batch is part of its end too.
             finished = run.result is not None and all(assignment.held)

@@ -104,7 +104,7 @@ def label_range(
             for _ in range(_share(weight, number + 1) - _share(weight, number))
         ]
         order = torch.randperm(len(members), generator=generator_for(seed, "labels", number))
-        labels.append(torch.tensor(members)[order])
+        labels.append(torch.tensor(members, dtype=torch.int64)[order])  # of no member too
         number += 1
     before = count_images(weights, first)
     return torch.cat(labels)[start - before : stop - before]

@@ -49,16 +49,9 @@ class Layout:
         """Images [start, stop) of every batch; those already made stay as they are.
 
         Args: made: manifest lines.
-        Raises: ConfigError: a batch would hold a single image.
         """
         ranges = {line["batch"]: (line["start"], line["start"] + line["count"]) for line in made}
-        plan = plan_batches(self.count, int(config.image_batch_size), made=ranges)
-        if any(stop - start < 2 for start, stop in plan):
-            raise ConfigError(
-                "a batch of a single image has no statistics: choose another --per-class or "
-                "--image-batch-size"
-            )
-        return plan
+        return plan_batches(self.count, int(config.image_batch_size), made=ranges)
 
     def room(self, config: InvertConfig, card: Card, *, made: int) -> int:
         """Bytes that a run of `made` images still writes, at most, with what a generator carries.

@@ -182,7 +182,7 @@ def sampling_level(images: Sequence[Moments]) -> float:
     statistics of B images lie from those of the population they are drawn from, if that population
     is the one that was stored; what a batch shows beyond it is a difference of populations.
 
-    Args: images: of `image_moments`, one entry per layer, (B, C).
+    Args: images: of `image_moments`, one entry per layer, (B, C), of two images at least.
     """
     level = 0.0
     for layer in images:

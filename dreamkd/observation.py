@@ -86,13 +86,15 @@ class Observer:
             layer._replace(offset=layer.offset.mean(0), square=layer.square.mean(0))
             for layer in per_image
         ]
+        r_feature = float(losses.r_feature(stats)) if stats else 0.0
         probabilities = torch.cat(logits).float().softmax(1).cpu()
         return Observation(
             predictions=probabilities.argmax(1),
             confidences=probabilities.gather(1, labels.cpu()[:, None])[:, 0],
             stats=stats,
-            r_feature=float(losses.r_feature(stats)) if stats else 0.0,
-            r_feature_chance=sampling_level(per_image),
+            r_feature=r_feature,
+            # All that a single image shows may be chance.
+            r_feature_chance=sampling_level(per_image) if len(labels) > 1 else r_feature,
         )
 
     def _logits(self, module: torch.nn.Module, network: Classifier, images: Tensor) -> Tensor:

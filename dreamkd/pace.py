@@ -20,7 +20,7 @@ class Pace:
     def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int) -> None:
         self._on_event, self._should_stop = on_event, should_stop
         self._batches = batches
-        self._done = self._images = 0
+        self._done = self._images = self._steps = 0
         self._began = time.perf_counter()
         self._hits: dict[str, int] = {}
 
@@ -29,13 +29,9 @@ class Pace:
 
         Raises: Stopped.
         """
-        if step % LOOK == 0 or step == steps:
-            shown = {"images": float(self._images)}
-            if self._images:
-                shown["images/s"] = self._images / (time.perf_counter() - self._began)
-            shown |= terms | {name: 100 * n / self._images for name, n in self._hits.items()}
-            done, total = self._done * steps + step, self._batches * steps
-            self._on_event(Progress("invert", done, total, "steps", shown))
+        self._steps = steps
+        if step % LOOK == 0 and step < steps:  # of the last one `on_batch` tells more
+            self._tell(step, terms)
         if self._should_stop():
             raise Stopped(UNFINISHED)
 
@@ -47,3 +43,13 @@ class Pace:
             hits = int((top1 == batch.labels).sum())
             key = f"{name} %"
             self._hits[key] = self._hits.get(key, 0) + hits
+        self._tell(0, batch.terms)
+
+    def _tell(self, step: int, terms: Mapping[str, float]) -> None:
+        """Report the work so far: complete batches, and so many steps of the one at hand."""
+        shown = {"images": float(self._images)}
+        if self._images:
+            shown["images/s"] = self._images / (time.perf_counter() - self._began)
+        shown |= {**terms, **{name: 100 * n / self._images for name, n in self._hits.items()}}
+        done, total = self._done * self._steps + step, self._batches * self._steps
+        self._on_event(Progress("invert", done, total, "steps", shown))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config as functorch
 
 from dreamkd.batch import Batch
 from dreamkd.batchnorm import Call, Layer, trace
@@ -109,6 +111,24 @@ def test_a_machine_without_a_compiler_goes_on_with_a_hint(monkeypatch: pytest.Mo
     (hint,) = events
     assert isinstance(hint, Hint)
     assert hint.text.startswith("running without torch.compile: ")
+
+
+@pytest.mark.skipif(
+    not hasattr(functorch, "force_non_lazy_backward_lowering"), reason="this torch cannot be told"
+)
+def test_a_backward_pass_that_does_not_compile_is_eager_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch._inductor.exc.InductorError(RuntimeError("no such kernel"), None)
+
+    torch._dynamo.reset()
+    half = aot_autograd(fw_compiler=lambda graph, _: graph.forward, bw_compiler=fail)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=half))
+    events: list[Event] = []
+    step, x = compile_step(torch.sin, on_event=events.append), torch.ones(3, requires_grad=True)
+    assert torch.equal(*torch.autograd.grad(step(x).sum(), x), torch.ones(3).cos())
+    assert [type(event) for event in events] == [Hint]
 
 
 def test_there_may_be_many_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

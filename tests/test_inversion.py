@@ -1,6 +1,7 @@
 """`invert` as a workflow: shards, manifest, resuming, refusing."""
 
 import json
+import math
 import os
 import shutil
 from contextlib import suppress
@@ -17,7 +18,7 @@ from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import distill
 from dreamkd.engine import normalise
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
-from dreamkd.events import Event, Note, Progress
+from dreamkd.events import Event, Hint, Note, Progress
 from dreamkd.formats import read_run
 from dreamkd.inversion import Inversion, invert
 from dreamkd.losses import jensen_shannon
@@ -265,11 +266,41 @@ def test_verifiers_judge_in_parts_that_fit(
 
 
 def test_verifiers_are_recorded_live_and_in_the_end(tmp_path: Path) -> None:
-    result = run(tmp_path / "run", verifier="digits_resnet14")
+    heard: list[Event] = []
+    config = invert_config(out=str(tmp_path / "run"), verifier="digits_resnet14")
+    result = invert(config, on_event=heard.append)
+    first, last = [event for event in heard if isinstance(event, Progress)]
+    assert (first.done, first.terms["images"]) == (2, 20)
+    assert (last.done, last.total, last.terms["images"]) == (4, 4, 40)
+    assert last.terms["digits_resnet14 %"] == pytest.approx(result.teacher_top1)
+    assert last.terms["images/s"] > 0
     # The teacher as its own verifier sees what the teacher sees.
     assert result.verifiers == {"digits_resnet14": pytest.approx(result.teacher_top1)}
     (sample, *_) = shards.read(tmp_path / "run" / "shards" / "shard-000000.tar")
     assert sample.record["verifiers"] == {"digits_resnet14": sample.record["teacher_top1"]}
+
+
+@pytest.mark.parametrize("method", ["deepinversion", "deepdream"])
+def test_one_image_more_is_a_batch_of_its_own(tmp_path: Path, method: str) -> None:
+    heard: list[Event] = []
+    given = {"out": str(tmp_path / "run"), "classes": "3", "method": method}
+    invert(invert_config(per_class=4, **given))
+    before = facts(tmp_path / "run")["shard-000000.tar"]
+    result = invert(invert_config(per_class=5, **given), on_event=heard.append)
+    assert result.images == 5
+    assert math.isfinite(result.r_feature_chance)
+    assert facts(tmp_path / "run")["shard-000000.tar"] == before
+    hints = [event.text for event in heard if isinstance(event, Hint)]
+    alone = "a batch is of a single image, whose statistics are matched alone"
+    assert hints == ([alone] if method == "deepinversion" else [])
+
+
+def test_classes_may_all_be_rarer_than_one_a_round(tmp_path: Path) -> None:
+    """Rounds without an image have no labels, and no other kind of label."""
+    rare = {"classes": "0-1", "class_weights": "0:0.5,1:0.2", "per_class": 10}
+    assert run(tmp_path / "run", **rare).images == 7
+    found = list(shards.read(tmp_path / "run" / "shards" / "shard-000000.tar"))
+    assert sorted(sample.label for sample in found) == [0] * 5 + [1] * 2
 
 
 def test_only_the_classes_asked_for(tmp_path: Path) -> None:
@@ -282,8 +313,6 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
     ("given", "error", "message"),
     [
         ({"classes": "10"}, ConfigError, "'10' is not within 0-9"),
-        ({"classes": "3", "per_class": 1}, ConfigError, "a single image has no statistics"),
-        ({"classes": "3", "per_class": 3, "image_batch_size": 2}, ConfigError, "a single image"),
         ({"method": "deepdream", "r_feature": 1}, ConfigError, "no effect with --method deepdream"),
         ({"competition": 2.0}, ConfigError, "--competition has no effect with --method deepinv"),
         ({"method": "adaptive"}, ConfigError, "--method adaptive: needs the --student"),

@@ -21,8 +21,8 @@ class ImageConfig:
         "fast",
         group=IMAGES,
         choices=tuple(PRESETS),
-        help="where every auto below comes from: ours, the paper's settings, or those of the "
-        "authors' scripts",
+        help="where every auto below comes from: ours, the settings of the authors' scripts, or "
+        "the paper's",
     )
     images: str = option(
         "auto",

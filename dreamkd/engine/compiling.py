@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,10 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 #: steps together, and gives up after eight.
 _MOST_GRAPHS = 256
 
-_KEEPS_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
+#: Settings that torch does not promise. It keeps graphs with an `autograd.Function` between runs
+#: only if told to, although the code of both passes is part of the key; and compiles the backward
+#: pass when it is first needed, where no fallback is.
+_SETTINGS = ("autograd_cache_allow_custom_autograd_functions", "force_non_lazy_backward_lowering")
 
 
 def worth_compiling(
@@ -50,12 +52,13 @@ def worth_compiling(
 def compile_step(function: Step, *, on_event: OnEvent) -> Step:
     """`function` compiled into one graph; eager, with a hint, on a machine that cannot compile."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
-    state, kept = {"call": compiled}, _kept_between_runs()
+    state = {"call": compiled}
+    settings = functorch.patch({name: True for name in _SETTINGS if hasattr(functorch, name)})
     limit = torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS)
 
     def step(*args: Any, **kwargs: Any) -> Any:
         try:
-            with kept, limit:
+            with settings, limit:
                 return state["call"](*args, **kwargs)
         except Exception as error:
             # No compiler, an unsupported operation: torch has no common class for these.
@@ -68,18 +71,6 @@ def compile_step(function: Step, *, on_event: OnEvent) -> Step:
             return function(*args, **kwargs)
 
     return step  # type: ignore[return-value]
-
-
-def _kept_between_runs() -> AbstractContextManager[Any]:
-    """What is compiled meanwhile is found by the next process as well.
-
-    torch does not keep graphs with an `autograd.Function` unless told to, although the code of both
-    passes is part of the key; without it a second start traces the backward pass anew.
-    """
-    if not hasattr(functorch, _KEEPS_FUNCTIONS):  # a setting that torch does not promise
-        return nullcontext()
-    kept: AbstractContextManager[Any] = functorch.patch(_KEEPS_FUNCTIONS, True)
-    return kept
 
 
 def _is_compiler_error(error: Exception) -> bool:
