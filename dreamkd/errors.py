@@ -31,6 +31,14 @@ class ModelError(DreamkdError):
     exit_code = 3
 
 
+class UnrecognisedError(ModelError):
+    """A checkpoint does not tell its architecture; `fact` says why, without the advice."""
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(f"{fact}; {advice}")
+        self.fact = fact
+
+
 class NoBatchNormError(DreamkdError):
     """The network stores no usable batch-norm statistics, so R_feature has nothing to match."""
 

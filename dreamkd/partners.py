@@ -105,7 +105,9 @@ def starting_student(
     if file and config.student_pretrained:
         raise ConfigError(f"--student-pretrained has no effect with --student {spec}: it is a file")
     if file or config.student_pretrained:
-        student = models.load(spec, input_size=card.input_size, trust_pickle=config.trust_pickle)
+        student = models.load_beside(
+            spec, input_size=card.input_size, trust_pickle=config.trust_pickle
+        )
         if config.student_pretrained and student.card.num_classes != card.num_classes:
             student = models.with_new_head(student, num_classes=card.num_classes, seed=config.seed)
         _require_alike(student, teacher)
@@ -149,7 +151,7 @@ def load_partner(spec: str, teacher: Classifier, *, option: str, trust_pickle: b
 
     Raises: ModelError: it cannot be loaded, or takes other channels.
     """
-    partner = models.load(spec, trust_pickle=trust_pickle)
+    partner = models.load_beside(spec, trust_pickle=trust_pickle)
     ours, theirs = teacher.card.input_size[0], partner.card.input_size[0]
     if ours != theirs:
         raise ModelError(f"{option} {spec} takes images of {theirs} channels, the model of {ours}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from dreamkd.models import Classifier
 
 #: Images that are judged at once, however many are made.
 _CHUNK = 64
+
+
+def _name(spec: str, others: Container[str]) -> str:
+    """What a network is called: a file by its name without folder and ending, wherever it lies."""
+    stem = Path(spec).stem if models.is_file(spec) else spec
+    names = (f"{stem}-{number}" if number > 1 else stem for number in itertools.count(1))
+    return next(name for name in names if name not in others)
 
 
 class Verifiers:
@@ -40,17 +48,16 @@ class Verifiers:
 
         Raises: ModelError: one cannot be loaded, or has other classes than the teacher.
         """
-        networks = {}
+        networks: dict[str, Classifier] = {}
         for spec in specs:
-            network = models.load(spec, trust_pickle=trust_pickle)
+            network = models.load_beside(spec, trust_pickle=trust_pickle)
             on_event(Note(f"verifier: {network.card.source}"))
             if network.card.num_classes != teacher.card.num_classes:
                 raise ModelError(
                     f"--verifier {spec} has {network.card.num_classes} classes, the model has "
                     f"{teacher.card.num_classes}"
                 )
-            name = Path(spec).stem if "/" in spec else spec
-            networks[spec if name in networks else name] = network
+            networks[_name(spec, networks)] = network
         return cls(networks)
 
     def sha256(self) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -14,6 +17,7 @@ from dreamkd import models
 from dreamkd.cli import main
 from dreamkd.distillation import distill
 from dreamkd.errors import ModelError
+from dreamkd.events import ignore
 from dreamkd.inversion import invert
 from dreamkd.models import Classifier
 from dreamkd.verification import Verifiers
@@ -43,8 +47,10 @@ def distilled(**given: object) -> None:
 
 def evaluated(teacher: str, *, trust_pickle: bool = False) -> None:
     argv = ["eval", "teacher.safetensors", "--data", "sklearn:digits", "--teacher", teacher]
-    if main([*argv, *["--trust-pickle"][:trust_pickle]]) == 3:
-        raise ModelError("--trust-pickle")
+    with redirect_stderr(StringIO()) as said:
+        code = main([*argv, *["--trust-pickle"][:trust_pickle]])
+    if code == 3:
+        raise ModelError(said.getvalue())
 
 
 ROLES: dict[str, Callable[..., None]] = {
@@ -57,20 +63,51 @@ ROLES: dict[str, Callable[..., None]] = {
 }
 
 
+def saved_teacher() -> Classifier:
+    """Of 32 px, with statistics."""
+    teacher = network((3, 32, 32))
+    with torch.no_grad():
+        teacher.module.train()(torch.randn(8, 3, 32, 32))
+    models.save(teacher, "teacher.safetensors")
+    return teacher
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_pickle_is_trusted_in_no_role_unless_the_user_says_so(
     role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Networks of 32 px, which is what a `cifar_resnet8` is taken for where its file is silent."""
     monkeypatch.chdir(tmp_path)
-    teacher = network((3, 32, 32))
-    with torch.no_grad():
-        teacher.module.train()(torch.randn(8, 3, 32, 32))
-    models.save(teacher, tmp_path / "teacher.safetensors")
+    teacher = saved_teacher()
     torch.save(teacher.module, tmp_path / "t.pt")
     with pytest.raises(ModelError, match="--trust-pickle"):
         ROLES[role]("t.pt")
     ROLES[role]("t.pt", trust_pickle=True)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_arch_does_not_reach_is_kept_with_the_file(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--arch` is the teacher's, so that the advice cannot be to give it."""
+    monkeypatch.chdir(tmp_path)
+    saved_teacher()
+    save_file({"odd.weight": torch.zeros(3)}, tmp_path / "v.safetensors")
+    advice = r"v\.safetensors: no known .*keep it with its architecture: dreamkd inspect v\.safe"
+    with pytest.raises(ModelError, match=advice):
+        ROLES[role]("v.safetensors")
+
+
+def test_a_verifier_is_called_by_its_file_wherever_that_lies(
+    digits: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    for path in ("net.safetensors", "other/net.safetensors"):
+        models.save(digits, path)
+    specs = ("net.safetensors", "./other/net.safetensors", "digits_resnet14")
+    verifiers = Verifiers.load(specs, teacher=digits, trust_pickle=False, on_event=ignore)
+    assert list(verifiers.sha256()) == ["net", "net-2", "digits_resnet14"]
 
 
 def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Path) -> None:

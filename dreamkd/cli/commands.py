@@ -90,7 +90,7 @@ def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) 
     on_event(Note(classifier.card.source))
     teacher = None
     if config.teacher is not None:
-        teacher = models.load(config.teacher, trust_pickle=config.trust_pickle)
+        teacher = models.load_beside(config.teacher, trust_pickle=config.trust_pickle)
         on_event(Note(f"teacher: {teacher.card.source}"))
     given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
     images = data.open_images(

@@ -6,7 +6,7 @@
 
 from dreamkd.models.card import Card, Classifier
 from dreamkd.models.fresh import create, with_new_head
-from dreamkd.models.loading import is_file, load, save
+from dreamkd.models.loading import is_file, load, load_beside, save
 from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "create",
     "is_file",
     "load",
+    "load_beside",
     "resolve",
     "save",
     "with_new_head",

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dreamkd import checkpoint
-from dreamkd.errors import ModelError
+from dreamkd.errors import ModelError, UnrecognisedError
 from dreamkd.models import recognition, zoo
 from dreamkd.models.building import Defaults
 from dreamkd.models.card import Card, Classifier, from_metadata, parameters, to_metadata
@@ -80,6 +80,20 @@ def load(
     if pretrained:
         return _from_library(architecture, given, spec)
     return _random(architecture, given, f"{spec}: {architecture}", device=device)
+
+
+def load_beside(
+    spec: str, *, input_size: tuple[int, ...] | None = None, trust_pickle: bool = False
+) -> Classifier:
+    """Load a network beside the teacher, of which `--arch` and the like say nothing.
+
+    Raises: ModelError: as of `load`.
+    """
+    try:
+        return load(spec, input_size=input_size, trust_pickle=trust_pickle)
+    except UnrecognisedError as error:
+        keep = f"dreamkd inspect {spec} --arch NAME --save FILE"
+        raise ModelError(f"{error.fact}; keep it with its architecture: {keep}") from error
 
 
 def save(classifier: Classifier, path: str | Path, *, extra: dict[str, str] | None = None) -> None:

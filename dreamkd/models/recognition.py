@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dreamkd.errors import ModelError
+from dreamkd.errors import ModelError, UnrecognisedError
 from dreamkd.models.card import is_counter
 from dreamkd.models.from_torchvision import AUXILIARY
 from dreamkd.models.zoo import Architecture, architectures
@@ -57,25 +57,26 @@ def recognise(
         input_size: (C, H, W) or (H, W) where it is known; networks with positions follow it.
 
     Raises:
-        ModelError: none fits, or several of timm's do.
+        UnrecognisedError: none fits, or several of timm's do.
     """
     proposed = _proposed(_shapes(state))
     fitting = _fitting(proposed, state, input_size)
     if not fitting:
         nearly = f"; {_listed(proposed, 'or')} at another image size?" if proposed else ""
-        raise ModelError(
+        raise UnrecognisedError(
             f"{where}: no known architecture has its {len(state)} entries "
-            f"({', '.join(sorted(state)[:3])}, …){nearly}; pass --arch NAME"
-            f"{' and --input-size' if proposed else ''}"
+            f"({', '.join(sorted(state)[:3])}, …){nearly}",
+            f"pass --arch NAME{' and --input-size' if proposed else ''}",
         )
     named = [found for found in fitting if found.name == hint.partition(".")[0]]
     if named:
         return named[0], "named by its training checkpoint, which its names and shapes confirm"
     chosen, *others = fitting
     if others and chosen.library != "torchvision":
-        raise ModelError(
+        raise UnrecognisedError(
             f"{where}: {_listed(fitting)} have the same names and shapes and may compute or expect "
-            "different things; choose with --arch NAME"
+            "different things",
+            "choose with --arch NAME",
         )
     also = f"; if it is {_listed(others, 'or')}, pass --arch" if others else ""
     return chosen, f"recognised from its names and shapes{also}"
