@@ -24,16 +24,21 @@ def load(model: str, options: str) -> Classifier:
 
 
 def run(command: str, out: Path) -> tuple[dict[str, Any], float]:
-    """The result of a `dreamkd` command, and its wall seconds; NaN if it was interrupted."""
+    """The result of a `dreamkd` command, and its wall seconds; NaN if it was interrupted.
+
+    Raises: SystemExit: the command failed and has said why.
+    """
     timing, whole = out / "wall-seconds.json", not out.exists()
     began = time.perf_counter()
     words = [sys.executable, "-m", "dreamkd.cli", *shlex.split(command)]
     done = subprocess.run(
         [*words, "--out", str(out), "--json", "--quiet"],
         stdout=subprocess.PIPE,
-        check=True,
+        check=False,
         text=True,
     )
+    if done.returncode:
+        raise SystemExit(f"exit code {done.returncode} of dreamkd {command}")
     if whole:
         timing.write_text(json.dumps(time.perf_counter() - began))
     seconds = json.loads(timing.read_text()) if timing.exists() else float("nan")

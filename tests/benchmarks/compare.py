@@ -4,7 +4,7 @@
         --eval-data sklearn:digits --real sklearn:digits:train --batches 8 --seeds 0,1,2
 
 Noise, DeepDream, DeepInversion, Adaptive DeepInversion, and with `--real` as many real images: the
-same number of images, the same student and steps, every seed a run folder, so that a killed
+same number of images, the same preset, student and steps, every seed a run folder, so that a killed
 comparison continues. Adaptive makes half of its batches against the student of their time.
 """
 
@@ -44,39 +44,49 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--teacher-options", default="", help="how the teacher is built")
     parser.add_argument("--student", required=True)
+    parser.add_argument("--preset", default="fast", help="of images and students, for every row")
     parser.add_argument("--student-options", default="", help="such as --steps, for every row")
     parser.add_argument("--image-options", default="", help="such as --image-steps, for every row")
+    parser.add_argument(
+        "--statistics-options", default="", help="such as --r-feature, for all but DeepDream"
+    )
+    parser.add_argument(
+        "--competition-options", default="", help="such as --competition, for the adaptive row"
+    )
     parser.add_argument("--eval-data", required=True)
     parser.add_argument("--real", help="data specification of real training images")
     parser.add_argument("--batches", type=int, default=8, help="image batches in all")
-    parser.add_argument("--batch-size", type=int, default=120, help="a multiple of the classes")
+    parser.add_argument("--batch-size", type=int, default=120, help="images in each of them")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     given = parser.parse_args()
     teacher = load(given.teacher, given.teacher_options)
     classes = teacher.card.num_classes
     count = given.batches * given.batch_size
+    if count % classes:
+        parser.error(f"--batches times --batch-size is {count}, no multiple of {classes} classes")
     print(f"{given.teacher} to {given.student}, {count} images; {describe()}\n")
     found: dict[str, list[float]] = {}
     agreements: dict[str, list[float]] = {}
     for seed in given.seeds.split(","):
         out = given.out / f"seed-{seed}"
         out.mkdir(parents=True, exist_ok=True)
+        same = f"{given.teacher_options} --preset {given.preset} --seed {seed}"
         images = f"--image-batch-size {given.batch_size} {given.image_options}"
-        student = f"distill --teacher {given.teacher} {given.teacher_options} --seed {seed} "
-        student += (
-            f"--student {given.student} {given.student_options} --eval-data {given.eval_data}"
-        )
+        student = f"distill --teacher {given.teacher} {same} --student {given.student} "
+        student += f"{given.student_options} --eval-data {given.eval_data}"
 
         def add(row: str, result: dict[str, Any], key: str = "student_top1") -> None:
             found.setdefault(row, []).append(result[key])
             if key == "student_top1":
                 agreements.setdefault(row, []).append(result["agreement"])
 
-        for row, method in (("DeepDream", "deepdream"), ("DeepInversion", "deepinversion")):
-            command = f"invert {given.teacher} {given.teacher_options} --method {method} {images} "
-            command += f"--per-class {count // classes} --seed {seed}"
-            run(command, out / method)
+        for row, method, options in (
+            ("DeepDream", "deepdream", ""),
+            ("DeepInversion", "deepinversion", given.statistics_options),
+        ):
+            command = f"invert {given.teacher} {same} --method {method} {images} {options} "
+            run(command + f"--per-class {count // classes}", out / method)
             noise = "on" if method == "deepdream" else "off"
             taught = f"{student} --data {out / method} --noise-baseline {noise}"
             result, _ = run(taught, out / f"{method}-student")
@@ -84,8 +94,9 @@ def main() -> None:
                 add("noise", result, "noise_top1")
             add(row, result)
         first = given.batches // 2
-        taught = f"{student} {images} --recipe adaptive --first-batches {first} "
-        taught += f"--rounds {given.batches - first} --noise-baseline off"
+        taught = f"{student} {images} {given.statistics_options} {given.competition_options} "
+        taught += f"--recipe adaptive --first-batches {first} --rounds {given.batches - first} "
+        taught += "--noise-baseline off"
         add("Adaptive DeepInversion", run(taught, out / "adaptive-student")[0])
         if given.real:
             shard = real_images(given.real, teacher, count, int(seed), out)

@@ -1,6 +1,6 @@
 """Kill -9 at random moments, the same command again: every end equals the uninterrupted run.
 
-    python -m tests.reliability.kills --invert 100 --distill 50
+    python -m tests.reliability.kills --invert 100 --adaptive 50
 
 Half of the kills come at a random time after the run folder appeared, half right after a random one
 of the changes in it, which is where files are written. A killed run is continued, and possibly
@@ -10,6 +10,7 @@ killed again, until it ends; its files are compared and a fresh run begins.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import subprocess
@@ -38,13 +39,29 @@ def learn(data: Path, *, steps: int = 60, options: str = "") -> str:
     return f"{given} {student} {COMMON} {options}".strip()
 
 
-#: By a name whose last word is the option of `main`.
+def compete(*, images: int, options: str) -> str:
+    """Five batches of so many steps each, three of which compete, and a student of a hundred."""
+    made = f"--first-batches 2 --rounds 3 --image-steps {images} --image-batch-size 20"
+    pair = "distill --teacher digits_resnet14 --student cifar_resnet8"
+    return f"{pair} {made} --steps 100 --batch-size 32 {COMMON} {options}".strip()
+
+
+_AVERAGED = "--ema 0.9 --cutmix 0.5"
+
+#: By name, which is the option of `main`.
 JOBS = {
     "invert": invert(),
-    "invert --format folder": invert(options="--format folder"),
-    "invert --images generator": invert(options="--images generator"),
-    "distill": "distill --teacher digits_resnet14 --student cifar_resnet8 --first-batches 2 "
-    "--rounds 3 --image-steps 15 --image-batch-size 20 --steps 100 --batch-size 32 " + COMMON,
+    "folder": invert(options="--format folder"),
+    "deepdream": invert(options="--method deepdream"),
+    "averaged": invert(options="--bn-momentum 0.5 --images pyramid --keep best"),
+    "generator": invert(options="--images generator"),
+    "adaptive": compete(images=15, options=""),
+    "generated": compete(images=4, options=f"--recipe generator --refine-steps 4 {_AVERAGED}"),
+    "offline": learn(
+        Path("sklearn:digits:train"),
+        steps=100,
+        options=f"--store-labels 4 --optimizer adamw {_AVERAGED} --eval-data sklearn:digits",
+    ),
 }
 
 #: Seconds between two looks at the folder, and the longest that any of these runs may take.
@@ -80,7 +97,14 @@ def facts(folder: Path) -> dict[str, bytes]:
         for path in (folder / name).rglob("*")
         if path.is_file()
     ]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    result = json.loads((folder / "result.json").read_text())
+    points = result.get("curve", ())
+    timed = {name for name in result if name.endswith("seconds")}
+    for times in (result, *points):
+        for name in timed & times.keys():
+            del times[name]
+    return found | {"result.json": json.dumps(result).encode()}
 
 
 @dataclass
@@ -151,13 +175,13 @@ def main() -> None:
     """Print one row for each job."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, command in JOBS.items():
-        parser.add_argument(f"--{name.split()[-1]}", type=int, default=0, help=command)
+        parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS", help=command)
     parser.add_argument("--seed", type=int, default=0)
     arguments = vars(parser.parse_args())
     print(f"{describe()}\n\n| job | kills | of these before the first file | ends, all identical |")
     print("| --- | --- | --- | --- |")
     for name, command in JOBS.items():
-        kills = arguments[name.split()[-1]]
+        kills = arguments[name]
         if kills:
             with tempfile.TemporaryDirectory() as folder:
                 tally = hunt(command, Path(folder), kills=kills, seed=arguments["seed"])
