@@ -1,1 +1,25 @@
-"""Knowledge distillation without the data: DeepInversion and Adaptive DeepInversion."""
+"""Knowledge distillation without the data: DeepInversion and Adaptive DeepInversion.
+
+`load`, `invert`, `distill`, `read` and `Classifier` are those of `dreamkd.api`, which is imported
+when the first of them is asked for: the command line answers before torch is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dreamkd.api import Classifier, distill, invert, load, read
+
+__all__ = ["Classifier", "distill", "invert", "load", "read"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("dreamkd.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

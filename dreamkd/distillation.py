@@ -23,16 +23,13 @@ from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples
 from dreamkd.identity import requested_settings
 from dreamkd.job import Job
-from dreamkd.materials import Materials
+from dreamkd.materials import Materials, Own
 from dreamkd.models import Classifier
-from dreamkd.outcome import accuracies, save
+from dreamkd.outcome import accuracies, save, wants_baseline
 from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
 from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.softlabels import Recorder, Stored
-
-#: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
-_CHEAP = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +63,15 @@ def distill(
     config: DistillConfig,
     *,
     teacher: Classifier | None = None,
+    student: Classifier | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Distillation:
     """Train `student` from `teacher` into a run folder; resume it if it is there.
 
-    Args: teacher: the network, else what `config.teacher` names; with one it only names the run.
+    Args:
+        teacher: the network, else what `config.teacher` names; with one that only names the run.
+        student: likewise; a copy of it learns.
 
     Raises:
         ConfigError: an option does not fit the model, or the time is too short.
@@ -82,11 +82,11 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    workers = Workers.of_environment()
+    workers, own = Workers.of_environment(), Own(teacher, student)
     with workers.joined():
         if workers.leads:
-            return _lead(config, workers, teacher, on_event=on_event, should_stop=should_stop)
-        return _follow(workers, teacher, on_event=on_event, should_stop=should_stop)
+            return _lead(config, workers, own, on_event=on_event, should_stop=should_stop)
+        return _follow(workers, own, on_event=on_event, should_stop=should_stop)
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class _Assignment:
 def _lead(
     config: DistillConfig,
     workers: Workers,
-    teacher: Classifier | None,
+    own: Own,
     *,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> Distillation:
     """Decide what the run is, take a part in it, and end it."""
     began = time.perf_counter()
-    materials = Materials.load(config, teacher, on_event=on_event)
+    materials = Materials.load(config, own, on_event=on_event)
     teacher, student = materials.teacher, materials.student
     rival = student if timetable.any_competes(config) else None
     # But for what is measured: the same whatever the machine.
@@ -149,7 +149,7 @@ def _lead(
             check=None if planning else check,
         )
         identity = {**inputs, "teacher_sha256": teacher.sha256()}
-        baseline = _wants_baseline(given, teacher)
+        baseline = wants_baseline(given, teacher)
         assignment = _Assignment(config, folder, identity, planning, baseline)
 
         def plan(job: Job) -> DistillConfig:
@@ -189,7 +189,7 @@ def _lead(
 
 def _follow(
     workers: Workers,
-    teacher: Classifier | None,
+    own: Own,
     *,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
@@ -199,7 +199,7 @@ def _follow(
     config = assignment.config
     with workers.together():
         run = Run(assignment.folder)
-        materials = Materials.load(config, teacher).with_images(config, measure=False)
+        materials = Materials.load(config, own).with_images(config, measure=False)
         materials.require_same(assignment.identity, config, worker=workers.rank)
 
         def plan(job: Job) -> DistillConfig:
@@ -291,10 +291,3 @@ def _refuse_to_share(config: DistillConfig, workers: Workers) -> None:
             f"--batch-size {config.batch_size}: is no multiple of {workers.world} workers, each of "
             "which takes an equal part, of two images at least"
         )
-
-
-def _wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
-    if config.noise_baseline == "auto":
-        cheap = max(teacher.card.input_size[1:]) <= _CHEAP
-        return bool(config.eval_data) and cheap and not config.budget_minutes
-    return config.noise_baseline == "on"

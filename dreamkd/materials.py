@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dreamkd import models, samples, softlabels
 from dreamkd.config import DistillConfig
@@ -15,6 +15,13 @@ from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
 from dreamkd.identity import versions
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
+
+
+class Own(NamedTuple):
+    """Networks that the caller holds, in place of those that the settings name."""
+
+    teacher: Classifier | None = None
+    student: Classifier | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +35,16 @@ class Materials:
     measured: Labelled | None = None  # images that it is measured on, and that train nothing
 
     @classmethod
-    def load(
-        cls, config: DistillConfig, teacher: Classifier | None, *, on_event: OnEvent = ignore
-    ) -> Self:
+    def load(cls, config: DistillConfig, own: Own, *, on_event: OnEvent = ignore) -> Self:
         """Load the networks that the settings name; images are read by `with_images`.
-
-        Args: teacher: in place of the one that they name.
 
         Raises:
             ConfigError: pretrained weights are asked for, and the student is a file.
             ModelError: a network cannot be loaded or built, or does not go with the teacher.
         """
-        teacher = teacher or models.load(config.teacher, **config.load_arguments())
+        teacher = own.teacher or models.load(config.teacher, **config.load_arguments())
         on_event(Note(f"teacher: {teacher.card.source}"))
-        student = starting_student(config, teacher, on_event=on_event)
+        student = starting_student(config, teacher, own=own.student, on_event=on_event)
         prior = None
         if config.bn_prior is not None:
             trust = config.trust_pickle

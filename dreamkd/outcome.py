@@ -7,10 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from dreamkd import models
+from dreamkd.config import DistillConfig
 from dreamkd.errors import Stopped
 from dreamkd.job import Job
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
+
+#: Inputs up to this many pixels get the noise baseline unasked: there it costs little.
+_CHEAP = 64
+
+
+def wants_baseline(config: DistillConfig, teacher: Classifier) -> bool:
+    """Whether the same student is also trained on noise; `config` as it was given."""
+    if config.noise_baseline == "auto":
+        cheap = max(teacher.card.input_size[1:]) <= _CHEAP
+        return bool(config.eval_data) and cheap and not config.budget_minutes
+    return config.noise_baseline == "on"
 
 
 def save(job: Job, student: Classifier, *, data_free: bool) -> Path:

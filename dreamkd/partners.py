@@ -89,23 +89,31 @@ _TINY = 64
 
 
 def starting_student(
-    config: DistillConfig, teacher: Classifier, *, on_event: OnEvent = ignore
+    config: DistillConfig,
+    teacher: Classifier,
+    *,
+    own: Classifier | None = None,
+    on_event: OnEvent = ignore,
 ) -> Classifier:
-    """The student of `distill` at step 0: fresh, pretrained, or from a checkpoint.
+    """The student of `distill` at step 0: fresh, pretrained, from a checkpoint, or the caller's.
 
     Each is shown pictures of the teacher's size and crop; a fresh one normalises them as the
     teacher does, another as it always did. Pretrained weights of other classes get a fresh head.
 
+    Args: own: the caller's, whose weights are where it begins; then `config.student` only names it.
+
     Raises:
-        ConfigError: pretrained weights are asked for, and a file is given.
+        ConfigError: pretrained weights are asked for, and a network is given.
         ModelError: it cannot be loaded or built, or does not go with the teacher.
     """
     spec, card = config.student, teacher.card
-    file = models.is_file(spec)
-    if file and config.student_pretrained:
-        raise ConfigError(f"--student-pretrained has no effect with --student {spec}: it is a file")
-    if file or config.student_pretrained:
-        student = models.load_beside(
+    given = own is not None or models.is_file(spec)
+    if given and config.student_pretrained:
+        raise ConfigError(
+            f"--student-pretrained has no effect with --student {spec}: its weights are given"
+        )
+    if given or config.student_pretrained:
+        student = own or models.load_beside(
             spec, input_size=card.input_size, trust_pickle=config.trust_pickle
         )
         if config.student_pretrained and student.card.num_classes != card.num_classes:

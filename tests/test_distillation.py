@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreamkd import models
 from dreamkd.config import DistillConfig, merge
@@ -440,6 +441,27 @@ def test_a_network_of_one_s_own_teaches(tmp_path: Path, digits: Classifier) -> N
     distill(distill_config(teacher="mine", out=str(tmp_path / "own")), teacher=own)
     students = [models.load(tmp_path / name / "student.safetensors") for name in ("known", "own")]
     assert students[0].sha256() == students[1].sha256()
+
+
+def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> None:
+    """A copy of it, from the weights it has; the run knows it by them."""
+    sized = {"num_classes": 10, "input_size": (1, 16, 16), "mean": (0.3,), "std": (0.3,)}
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+    own = Classifier.of(linear, name="mine", **sized)
+    before = own.sha256()
+    config = distill_config(student="mine", out=str(tmp_path / "run"), competition=0)
+    distill(config, student=own)
+    trained = load_file(tmp_path / "run" / "student.safetensors")
+    assert own.sha256() == before
+    assert trained.keys() == linear.state_dict().keys()
+    assert not torch.equal(trained["1.weight"], linear.state_dict()["1.weight"])
+    with torch.no_grad():
+        linear[1].weight += 1
+    with pytest.raises(RunError, match="made with student_sha256"):
+        distill(config, student=own)
+    small = Classifier.of(linear, name="mine", **{**sized, "num_classes": 9})
+    with pytest.raises(ModelError, match="--student mine: classes 9, but the model has 10"):
+        distill(distill_config(student="mine", out=str(tmp_path / "other")), student=small)
 
 
 def test_the_data_are_part_of_the_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dreamkd.cli import main
 from dreamkd.distributed import Workers
 from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.inversion import _refuse_to_share
-from dreamkd.materials import Materials
+from dreamkd.materials import Materials, Own
 from tests.conftest import distill_config, invert_config
 from tests.reliability import kills
 
@@ -182,10 +182,10 @@ def test_a_student_whose_workers_were_ended_continues_to_the_same_end(
 def test_workers_of_other_materials_are_refused() -> None:
     teacher = models.load("digits_resnet14")
     config = replace(distill_config(), seed=0)
-    materials = Materials.load(config, teacher)
+    materials = Materials.load(config, Own(teacher))
     identity = materials.identity(config) | {"teacher_sha256": teacher.sha256(), "workers": 2}
     materials.require_same(identity, config, worker=1)
-    other = Materials.load(replace(config, seed=1), teacher)  # another fresh student
+    other = Materials.load(replace(config, seed=1), Own(teacher))  # another fresh student
     with pytest.raises(RunError, match="worker 1: student_sha256 differ"):
         other.require_same(identity, config, worker=1)
 

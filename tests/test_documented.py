@@ -143,4 +143,4 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "(1, 16, 16) 20 runs/invert-digits_resnet14-1\n"
+    assert done.stdout == "(1, 16, 16) 20 runs/invert-cifar_resnet14-1\n"

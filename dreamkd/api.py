@@ -1,0 +1,94 @@
+"""What `import dreamkd` offers: the commands as functions, their options as keywords.
+
+    teacher = dreamkd.load("resnet50")
+    run = dreamkd.invert(teacher, classes="0-9", per_class=8)
+    for image, label, record in dreamkd.read(run):
+        ...
+
+An option is written as on the command line (docs/cli.md), with `_` for `-`; its value as a Python
+value or as text. What is not legal raises the same `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dreamkd import distillation, formats, inversion
+from dreamkd.config import DistillConfig, InvertConfig, merge
+from dreamkd.distillation import Distillation
+from dreamkd.events import OnEvent, ignore
+from dreamkd.inversion import Inversion
+from dreamkd.models import Classifier, load
+
+__all__ = ["Classifier", "distill", "invert", "load", "read"]
+
+
+def invert(
+    model: Classifier | str | Path,
+    *,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Inversion:
+    """Turn a classifier into images; as `dreamkd invert MODEL --OPTION VALUE ...`.
+
+    Args:
+        model: a network, or what `load` takes.
+        on_event: told of progress, terms and hints.
+        should_stop: asked at every step; true ends the call with `Stopped`, resumably.
+    Raises: as of `dreamkd.inversion.invert`.
+    """
+    config = merge(InvertConfig, {"model": _name(model), **options})
+    return inversion.invert(
+        config, teacher=_network(model), on_event=on_event, should_stop=should_stop
+    )
+
+
+def distill(
+    teacher: Classifier | str | Path,
+    student: Classifier | str | Path,
+    *,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Distillation:
+    """Train a student without the teacher's data; as `dreamkd distill --OPTION VALUE ...`.
+
+    Args:
+        teacher: a network, or what `load` takes.
+        student: the name of an architecture, trained from scratch; a file or a network to go on
+            from, of which a copy learns.
+        on_event: told of progress, terms and hints.
+        should_stop: asked at every step; true ends the call with `Stopped`, resumably.
+    Raises: as of `dreamkd.distillation.distill`.
+    """
+    names = {"teacher": _name(teacher), "student": _name(student)}
+    return distillation.distill(
+        merge(DistillConfig, {**names, **options}),
+        teacher=_network(teacher),
+        student=_network(student),
+        on_event=on_event,
+        should_stop=should_stop,
+    )
+
+
+def read(
+    run: Inversion | Distillation | str | Path,
+) -> Iterator[tuple[Tensor, int, dict[str, Any]]]:
+    """Yield the images of a run; what, and what it raises, as of `dreamkd.formats.read_run`."""
+    return formats.read_run(run if isinstance(run, str | Path) else run.out)
+
+
+def _name(model: Classifier | str | Path) -> str:
+    """What the settings and the default folder say; a network itself is known by its weights."""
+    if isinstance(model, Classifier):
+        return model.card.architecture.rpartition(":")[2]  # without the library
+    return str(model)
+
+
+def _network(model: Classifier | str | Path) -> Classifier | None:
+    return model if isinstance(model, Classifier) else None
