@@ -98,7 +98,7 @@ def _lead(
 ) -> Inversion:
     """Decide what the run is, make a share of its batches, and end it."""
     began = time.perf_counter()
-    teacher = teacher or models.load(config.model, **config.load_arguments())
+    teacher = teacher or models.load(config.model, **config.load_arguments(), on_event=on_event)
     on_event(Note(f"teacher: {teacher.card.source}"))
     partners = Partners.load(config, teacher, on_event=on_event)
     layout = Layout.of(config, teacher.card)

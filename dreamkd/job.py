@@ -27,7 +27,6 @@ from dreamkd.training import Training
 #: Seconds between two saved states, and how many times as long as saving one takes.
 _SAVE_EVERY, _SAVE_SHARE = 20.0, 50.0
 
-
 #: What is said of a stop between two steps of the student.
 _SAVED = "the student's state is saved; the same command continues"
 

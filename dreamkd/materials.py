@@ -42,13 +42,19 @@ class Materials:
             ConfigError: pretrained weights are asked for, and the student is a file.
             ModelError: a network cannot be loaded or built, or does not go with the teacher.
         """
-        teacher = own.teacher or models.load(config.teacher, **config.load_arguments())
+        stated = config.load_arguments()
+        teacher = own.teacher or models.load(config.teacher, **stated, on_event=on_event)
         on_event(Note(f"teacher: {teacher.card.source}"))
         student = starting_student(config, teacher, own=own.student, on_event=on_event)
         prior = None
         if config.bn_prior is not None:
-            trust = config.trust_pickle
-            prior = load_partner(config.bn_prior, teacher, option="--bn-prior", trust_pickle=trust)
+            prior = load_partner(
+                config.bn_prior,
+                teacher,
+                option="--bn-prior",
+                trust_pickle=config.trust_pickle,
+                on_event=on_event,
+            )
             on_event(Note(f"statistics: {prior.card.source}"))
         return cls(teacher=teacher, student=student, prior=prior)
 

@@ -31,9 +31,9 @@ class Partners:
             ModelError: one cannot be loaded, or does not go with the teacher.
             NoBatchNormError: the method needs statistics that no network here holds.
         """
-        trust = config.trust_pickle
+        how: dict[str, Any] = {"trust_pickle": config.trust_pickle, "on_event": on_event}
         prior, student = (
-            load_partner(spec, teacher, option=option, trust_pickle=trust) if spec else None
+            load_partner(spec, teacher, option=option, **how) if spec else None
             for option, spec in (("--bn-prior", config.bn_prior), ("--student", config.student))
         )
         if config.method != "deepdream":
@@ -44,9 +44,7 @@ class Partners:
                 on_event(Note(f"{role}: {network.card.source}"))
         if student is not None:
             _require_alike(student, teacher)
-        verifiers = Verifiers.load(
-            config.verifier, teacher=teacher, trust_pickle=trust, on_event=on_event
-        )
+        verifiers = Verifiers.load(config.verifier, teacher=teacher, **how)
         return cls(verifiers=verifiers, prior=prior, student=student)
 
     def identity(self) -> dict[str, Any]:
@@ -114,7 +112,10 @@ def starting_student(
         )
     if given or config.student_pretrained:
         student = own or models.load_beside(
-            spec, input_size=card.input_size, trust_pickle=config.trust_pickle
+            spec,
+            input_size=card.input_size,
+            trust_pickle=config.trust_pickle,
+            on_event=on_event,
         )
         if config.student_pretrained and student.card.num_classes != card.num_classes:
             student = models.with_new_head(student, num_classes=card.num_classes, seed=config.seed)
@@ -154,12 +155,19 @@ def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
     on_event(Hint(f"{student} is built for {built_for} px and the images have {side}{hint}"))
 
 
-def load_partner(spec: str, teacher: Classifier, *, option: str, trust_pickle: bool) -> Classifier:
+def load_partner(
+    spec: str,
+    teacher: Classifier,
+    *,
+    option: str,
+    trust_pickle: bool,
+    on_event: OnEvent = ignore,
+) -> Classifier:
     """A second network that sees the teacher's images.
 
     Raises: ModelError: it cannot be loaded, or takes other channels.
     """
-    partner = models.load_beside(spec, trust_pickle=trust_pickle)
+    partner = models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
     ours, theirs = teacher.card.input_size[0], partner.card.input_size[0]
     if ours != theirs:
         raise ModelError(f"{option} {spec} takes images of {theirs} channels, the model of {ours}")

@@ -50,7 +50,7 @@ class Verifiers:
         """
         networks: dict[str, Classifier] = {}
         for spec in specs:
-            network = models.load_beside(spec, trust_pickle=trust_pickle)
+            network = models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
             on_event(Note(f"verifier: {network.card.source}"))
             if network.card.num_classes != teacher.card.num_classes:
                 raise ModelError(

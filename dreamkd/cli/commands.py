@@ -65,7 +65,8 @@ def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop
     weights: dict[str, Any] = (
         {"pretrained": False, "device": "meta"} if config.no_pretrained else {}
     )
-    classifier = models.load(config.model, **weights, **config.load_arguments())
+    stated = weights | config.load_arguments()
+    classifier = models.load(config.model, **stated, on_event=on_event)
     on_event(Note(classifier.card.source))
     images = None
     if config.data is not None:
@@ -86,11 +87,12 @@ def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) 
     from dreamkd.engine import Runtime
 
     runtime = Runtime.settle(config)
-    classifier = models.load(config.model, **config.load_arguments())
+    classifier = models.load(config.model, **config.load_arguments(), on_event=on_event)
     on_event(Note(classifier.card.source))
     teacher = None
     if config.teacher is not None:
-        teacher = models.load_beside(config.teacher, trust_pickle=config.trust_pickle)
+        trust = config.trust_pickle
+        teacher = models.load_beside(config.teacher, trust_pickle=trust, on_event=on_event)
         on_event(Note(f"teacher: {teacher.card.source}"))
     given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
     images = data.open_images(

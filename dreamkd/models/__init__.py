@@ -4,9 +4,10 @@
 `Classifier` that comes back knows its architecture, classes, input size and normalisation.
 """
 
+from dreamkd.models.beside import load_beside
 from dreamkd.models.card import Card, Classifier
 from dreamkd.models.fresh import create, with_new_head
-from dreamkd.models.loading import is_file, load, load_beside, save
+from dreamkd.models.loading import is_file, load, save
 from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve
 
 __all__ = [

@@ -11,6 +11,7 @@ from urllib.request import getproxies
 import torch.hub
 
 from dreamkd.errors import ModelError
+from dreamkd.events import Note, OnEvent, ignore
 
 _SAFE_NAMES = {
     "": "model.safetensors",
@@ -19,8 +20,10 @@ _SAFE_NAMES = {
 _CONNECT_SECONDS = 5.0
 
 
-def from_url(url: str, wanted_by: str) -> Path:
+def from_url(url: str, wanted_by: str, *, on_event: OnEvent = ignore) -> Path:
     """A file of the torch hub: `TORCH_HOME/hub/checkpoints/NAME`, downloaded when missing.
+
+    Args: on_event: told of a download.
 
     Raises:
         ModelError: it is not there and cannot be downloaded.
@@ -34,14 +37,17 @@ def from_url(url: str, wanted_by: str) -> Path:
     try:
         _require_connection(url)
         path.parent.mkdir(parents=True, exist_ok=True)
+        on_event(Note(f"downloading {url}"))
         torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=False)
     except (OSError, RuntimeError) as error:  # RuntimeError: the file's hash is wrong
         raise _unavailable(wanted_by, url, hint, error) from error
     return path
 
 
-def from_hub(repository: str, filename: str, wanted_by: str) -> Path:
+def from_hub(repository: str, filename: str, wanted_by: str, *, on_event: OnEvent = ignore) -> Path:
     """A file of the Hugging Face hub, downloaded when its cache lacks it; safetensors preferred.
+
+    Args: on_event: told of a download.
 
     Raises:
         ModelError: it is not there and cannot be downloaded.
@@ -63,6 +69,7 @@ def from_hub(repository: str, filename: str, wanted_by: str) -> Path:
     for name in names:
         try:
             _require_connection(url)  # the hub's client retries for a minute before it gives up
+            on_event(Note(f"downloading {url}"))
             return Path(
                 huggingface_hub.hf_hub_download(repository, name, revision=revision or None)
             )

@@ -10,6 +10,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from dreamkd.errors import ModelError, nearest
+from dreamkd.events import OnEvent
 from dreamkd.models import (
     cifar,  # noqa: F401  (registers its networks)
     downloads,
@@ -61,8 +62,12 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int]) -> n
     return module
 
 
-def build_pretrained(name: str, tag: str, input_size: tuple[int, int, int]) -> nn.Module:
+def build_pretrained(
+    name: str, tag: str, input_size: tuple[int, int, int], *, on_event: OnEvent
+) -> nn.Module:
     """The architecture with the weights of `tag`, from the hub's cache or downloaded into it.
+
+    Args: on_event: told of a download.
 
     Raises:
         ModelError: timm has no weights for it, no network, or a damaged file in the cache.
@@ -74,9 +79,10 @@ def build_pretrained(name: str, tag: str, input_size: tuple[int, int, int]) -> n
             f"{where} has no pretrained weights in timm; pass a checkpoint FILE, or --no-pretrained"
         )
     if cfg.get("hf_hub_id"):
-        path = downloads.from_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "", where)
+        file = cfg.get("hf_hub_filename") or ""
+        path = downloads.from_hub(cfg["hf_hub_id"], file, where, on_event=on_event)
     else:
-        path = downloads.from_url(cfg["url"], where)
+        path = downloads.from_url(cfg["url"], where, on_event=on_event)
     try:
         # timm reads the file with weights_only=True and renames what its architecture renamed.
         module: nn.Module = timm.create_model(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dreamkd import checkpoint
 from dreamkd.errors import ModelError, nearest
+from dreamkd.events import OnEvent
 from dreamkd.models import downloads
 from dreamkd.models.building import Defaults
 
@@ -61,13 +62,16 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int]) -> n
     return module
 
 
-def pretrained(name: str, tag: str) -> dict[str, Tensor]:
+def pretrained(name: str, tag: str, *, on_event: OnEvent) -> dict[str, Tensor]:
     """The weights of `tag`, from the torch hub's cache or downloaded into it.
+
+    Args: on_event: told of a download.
 
     Raises:
         ModelError: no such weights, no network, or a damaged file in the cache.
     """
-    path = downloads.from_url(_weights(name, tag).url, f"torchvision:{name}")
+    url = _weights(name, tag).url
+    path = downloads.from_url(url, f"torchvision:{name}", on_event=on_event)
     state = checkpoint.read(path).state
     return {k: v for k, v in state.items() if not k.startswith(AUXILIARY)}
 

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dreamkd import checkpoint
-from dreamkd.errors import ModelError, UnrecognisedError
+from dreamkd.errors import ModelError
+from dreamkd.events import OnEvent, ignore
 from dreamkd.models import recognition, zoo
 from dreamkd.models.building import Defaults
 from dreamkd.models.card import Card, Classifier, from_metadata, parameters, to_metadata
@@ -33,6 +34,7 @@ def load(
     crop_pct: float | None = None,
     trust_pickle: bool = False,
     device: str = "cpu",
+    on_event: OnEvent = ignore,
 ) -> Classifier:
     """Load any classifier: a bundled teacher, a name of torchvision or timm, a checkpoint file.
 
@@ -51,6 +53,7 @@ def load(
         class_names: in the order of the logits.
         trust_pickle: let a file run code while it is read.
         device: "meta" for shapes without weights; needs `pretrained=False`.
+        on_event: told of a download.
 
     Raises:
         ModelError: unknown, ambiguous, damaged or untrusted; weights that do not fit; no network.
@@ -78,22 +81,8 @@ def load(
         )
     architecture = zoo.resolve(spec)
     if pretrained:
-        return _from_library(architecture, given, spec)
+        return _from_library(architecture, given, spec, on_event)
     return _random(architecture, given, f"{spec}: {architecture}", device=device)
-
-
-def load_beside(
-    spec: str, *, input_size: tuple[int, ...] | None = None, trust_pickle: bool = False
-) -> Classifier:
-    """Load a network beside the teacher, of which `--arch` and the like say nothing.
-
-    Raises: ModelError: as of `load`.
-    """
-    try:
-        return load(spec, input_size=input_size, trust_pickle=trust_pickle)
-    except UnrecognisedError as error:
-        keep = f"dreamkd inspect {spec} --arch NAME --save FILE"
-        raise ModelError(f"{error.fact}; keep it with its architecture: {keep}") from error
 
 
 def save(classifier: Classifier, path: str | Path, *, extra: dict[str, str] | None = None) -> None:
@@ -125,7 +114,9 @@ def _path(spec: str) -> Path | None:
     return None
 
 
-def _from_library(architecture: Architecture, given: Mapping[str, Any], spec: str) -> Classifier:
+def _from_library(
+    architecture: Architecture, given: Mapping[str, Any], spec: str, on_event: OnEvent
+) -> Classifier:
     defaults = architecture.defaults()
     if not defaults.num_classes:
         raise ModelError(_no_head(architecture))
@@ -134,7 +125,7 @@ def _from_library(architecture: Architecture, given: Mapping[str, Any], spec: st
         raise ModelError(_other_count(spec, "classes", defaults.num_classes, given["num_classes"]))
     if input_size[0] != defaults.input_size[0]:
         raise ModelError(_other_count(spec, "channels", defaults.input_size[0], input_size[0]))
-    module = zoo.pretrained(architecture, input_size)
+    module = zoo.pretrained(architecture, input_size, on_event=on_event)
     source = f"{spec}: {architecture} with weights {defaults.tag}"
     other = Architecture("timm", architecture.name)
     if spec == architecture.name and architecture.library == "torchvision" and other.exists():

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dreamkd.errors import ModelError, nearest
+from dreamkd.events import OnEvent
 from dreamkd.models import from_timm, from_torchvision
 from dreamkd.models.building import Defaults, on_meta, seeded
 
@@ -84,16 +85,20 @@ def _shapes_or_all(fresh: Any) -> nn.Module:
         return module
 
 
-def pretrained(architecture: Architecture, input_size: tuple[int, int, int]) -> nn.Module:
+def pretrained(
+    architecture: Architecture, input_size: tuple[int, int, int], *, on_event: OnEvent
+) -> nn.Module:
     """The network in eval mode with its published weights.
+
+    Args: on_event: told of a download.
 
     Raises:
         ModelError: there are none, they cannot be had, or do not fit `input_size`.
     """
     name, tag = architecture.name, architecture.tag
     if architecture.library == "timm":
-        return from_timm.build_pretrained(name, tag, input_size).eval()
-    state = from_torchvision.pretrained(name, tag)
+        return from_timm.build_pretrained(name, tag, input_size, on_event=on_event).eval()
+    state = from_torchvision.pretrained(name, tag, on_event=on_event)
     defaults = architecture.defaults()
     module = architecture.build(num_classes=defaults.num_classes, input_size=input_size)
     load_state(module, state, f"torchvision:{name}")

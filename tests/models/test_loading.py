@@ -18,7 +18,8 @@ from torch import nn
 
 from dreamkd import models
 from dreamkd.errors import ModelError
-from dreamkd.models import Classifier
+from dreamkd.events import Event, Note
+from dreamkd.models import Classifier, downloads
 
 DATA = os.environ.get("DREAMKD_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="DREAMKD_DATA is not set")
@@ -118,6 +119,22 @@ def test_without_network_a_name_fails_in_one_line(offline: Path) -> None:
         with pytest.raises(ModelError, match=f"cannot be downloaded.*FILE --arch.*{where}") as e:
             models.load(name)
         assert "\n" not in str(e.value)
+
+
+def test_a_download_is_told_once(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torchvision.models.shufflenet_v2_x0_5().state_dict()
+
+    def download(_: str, to: str, *__: object, **___: object) -> None:
+        torch.save(state, to)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(downloads, "_require_connection", lambda _: None)
+    heard: list[Event] = []
+    for _ in range(2):
+        models.load("shufflenet_v2_x0_5", on_event=heard.append)
+    (note,) = heard
+    assert isinstance(note, Note)
+    assert note.text.startswith("downloading https://")
 
 
 def test_an_encoder_without_a_head_is_refused() -> None:
