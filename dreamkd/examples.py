@@ -65,7 +65,7 @@ def read_labelled(
     if spec is None:
         return None
     image_set = open_images(spec, preprocessing=Preprocessing.of(teacher.card))
-    image_set = image_set.wanted_by(teacher.card, **given)
+    image_set = image_set.wanted_by(teacher.card, **given).labelled_by(teacher.card)
     check_classes(image_set, teacher.card)
     require_memory(len(image_set), teacher.card.input_size, advice=f"{spec} holds too many")
     images, labels = stack(image_set, on_event=on_event)

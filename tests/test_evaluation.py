@@ -146,6 +146,29 @@ def test_class_names_of_the_network_come_first():
     assert [row.name for row in result.per_class] == ["b"]
 
 
+def test_names_tell_the_labels_whatever_their_order_and_number():
+    """Class folders are in alphabetical order; a network's classes need not be."""
+    network = ruler(3, names=("cat", "dog", "ant"))
+    images = greys([0, 1, 2, 2], [1, 2, 0, 0], like=network, names=("ant", "cat", "dog"))
+    assert evaluate(network, images.labelled_by(network.card)).top1 == 100.0
+    some = greys([2, 0], [0, 1], like=network, names=("ant", "cat")).labelled_by(network.card)
+    found = evaluate(network, some)
+    assert (found.top1, [row.name for row in found.per_class]) == (100.0, ["cat", "ant"])
+    unknown = greys([0], [0], like=network, names=("a", "b", "c"))
+    assert unknown.labelled_by(network.card) == unknown
+
+
+def test_a_class_that_the_network_does_not_name_is_refused():
+    network = ruler(3, names=("cat", "dog", "ant"))
+    with pytest.raises(
+        DataError, match=r"greys: 'cats' names no class .* \(did you mean 'cat'\?\)"
+    ):
+        greys([0], [0], like=network, names=("ant", "cats", "dog")).labelled_by(network.card)
+    twice = ruler(3, names=("crane", "dog", "crane"))
+    with pytest.raises(DataError, match="'crane' names two classes of timm:ruler"):
+        greys([0], [0], like=twice, names=("crane", "dog")).labelled_by(twice.card)
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [

@@ -98,6 +98,7 @@ def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) 
     images = data.open_images(
         config.data, preprocessing=data.Preprocessing.of(classifier.card)
     ).wanted_by(classifier.card, **{k: v for k, v in given.items() if v is not None})
+    images = images.labelled_by(classifier.card)
     on_event(Note(f"{images.source}; {runtime.describe()}"))
     with runtime.active():
         found = evaluation.evaluate(

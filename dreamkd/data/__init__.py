@@ -20,7 +20,7 @@ from dreamkd.data.folders import open_path
 from dreamkd.data.libraries import open_sklearn, open_torchvision
 from dreamkd.data.pictures import FORMS, Pictures
 from dreamkd.data.preprocessing import Preprocessing, preprocess
-from dreamkd.errors import DataError
+from dreamkd.errors import DataError, nearest
 from dreamkd.events import OnEvent, Progress, ignore
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ class ImageSet:
 
     pictures: Pictures
     preprocessing: Preprocessing
+    names: tuple[str, ...] = ()  # of a network, whose numbers then count
+    numbers: tuple[int, ...] = ()  # in it, of each of the pictures' own classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names by label; empty if the data do not name their classes."""
-        return self.pictures.class_names
+        return self.names or self.pictures.class_names
 
     @property
     def source(self) -> str:
@@ -70,21 +72,52 @@ class ImageSet:
             how = replace(how, crop_pct=1.0)
         return replace(self, preprocessing=replace(how, **given))
 
+    def labelled_by(self, card: Card) -> ImageSet:
+        """The same, labelled by the names of classes where the network's are the same words.
+
+        Their order may then be another, and the pictures may be of some of the classes alone.
+
+        Raises: DataError: some of the data's names are the network's, and others are not.
+        """
+        numbers = _numbers(self.pictures, card)
+        return replace(self, names=card.class_names, numbers=numbers) if numbers else self
+
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture, label = self.pictures[index]
         try:
-            return preprocess(picture, self.preprocessing), label
+            number = self.numbers[label] if self.numbers else label
+            return preprocess(picture, self.preprocessing), number
         except (DataError, OSError, ValueError) as error:
             raise DataError(f"{self.pictures.name(index)}: {error}") from error
+
+
+def _numbers(pictures: Pictures, card: Card) -> tuple[int, ...]:
+    """The network's number of each of the pictures' classes; empty where no name is in common.
+
+    Raises: DataError: some names are, and others are not, or stand for two classes.
+    """
+    names, known = pictures.class_names, card.class_names
+    if not {*names} & {*known}:
+        return ()
+    for name in names:
+        if known.count(name) != 1:
+            what = f"two classes of {card.architecture}" if name in known else ""
+            what = what or f"no class of {card.architecture}{nearest(name, known)}"
+            raise DataError(
+                f"{pictures.source}: {name!r} names {what}; rename it, or the network's classes by "
+                "--class-names"
+            )
+    return tuple(map(known.index, names))
 
 
 def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
     """Open the labelled images that `spec` names (one of `FORMS`).
 
-    Class folders are numbered in alphabetical order. A tar beside a `manifest.jsonl`, or in the
+    Class folders are numbered in alphabetical order, unless `ImageSet.labelled_by` finds their
+    names among a network's. A tar beside a `manifest.jsonl`, or in the
     `shards/` of a run folder with one, is checked against it before anything is read.
 
     Raises:
@@ -162,8 +195,8 @@ def check_classes(image_set: ImageSet, card: Card) -> None:
     if names != card.class_names and sorted(names) == sorted(card.class_names):
         raise DataError(
             f"{image_set.source} numbers its classes {', '.join(names[:5])}, ... and "
-            f"{card.architecture} {', '.join(card.class_names[:5])}, ...; rename the class folders "
-            "so that their alphabetical order is the network's"
+            f"{card.architecture} {', '.join(card.class_names[:5])}, ...: a label would mean two "
+            "things"
         )
 
 
