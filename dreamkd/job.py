@@ -27,9 +27,6 @@ from dreamkd.training import Training
 #: Seconds between two saved states, and how many times as long as saving one takes.
 _SAVE_EVERY, _SAVE_SHARE = 20.0, 50.0
 
-#: What is said of a stop between two steps of the student.
-_SAVED = "the student's state is saved; the same command continues"
-
 
 @dataclass(kw_only=True)
 class Job:
@@ -210,8 +207,9 @@ class Job:
                 self.look(examples)  # the last run was stopped before or in it
             self.training.advance(examples, until=until, on_step=on_step)
 
-    def stop_if_asked(self, said: str = _SAVED) -> None:
-        """Raises: Stopped: the state of this step is saved."""
+    def stop_if_asked(self, said: str = "") -> None:
+        """Raises: Stopped: the state of this step is saved; it says how far it is, and `said`."""
         if self.workers.any_of(self.should_stop()):
             self.save()
-            raise Stopped(said)
+            reached = f"step {self.training.step} of {self.config.steps} of the {self.name}"
+            raise Stopped(f"{reached} is saved; {said}the same command continues")

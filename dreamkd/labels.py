@@ -30,10 +30,16 @@ def parse_classes(text: str, *, num_classes: int, class_names: Sequence[str] = (
     chosen: dict[int, None] = {}
     for part in (p.strip() for p in text.split(",")):
         if part in class_names:
-            chosen[list(class_names).index(part)] = None
+            named = [label for label, name in enumerate(class_names) if name == part]
+            if len(named) > 1:
+                numbers = " and ".join(map(str, named))
+                raise ConfigError(f"--classes: {part!r} is the name of {numbers}; give the number")
+            chosen[named[0]] = None
         elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
             first, last = int(match[1]), int(match[2] or match[1])
-            if first > last or last >= num_classes:
+            if first > last:
+                raise ConfigError(f"--classes: {part!r} ends before it begins")
+            if last >= num_classes:
                 raise ConfigError(
                     f"--classes: {part!r} is not within 0-{num_classes - 1}, the model's classes"
                 )

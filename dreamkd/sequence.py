@@ -19,7 +19,7 @@ from dreamkd.synthesis import Synthesiser
 _STATE = "images"
 
 #: What is said of a stop between two steps of a batch, which is then made again.
-UNFINISHED = "finished batches are kept, the one at hand begins anew; the same command continues"
+UNFINISHED = "an unfinished batch of images begins anew; "
 
 
 def sequential(config: ImageConfig) -> bool:

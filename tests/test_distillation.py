@@ -117,7 +117,7 @@ def test_a_stop_while_the_student_is_measured_loses_no_point(
     for _ in range(2):  # the second time before a step is taken
         with monkeypatch.context() as patch:
             patch.setattr("dreamkd.job.measure", interrupted)
-            with pytest.raises(Stopped, match="state is saved"):
+            with pytest.raises(Stopped, match="of the student is saved; the same command"):
                 distill(config, should_stop=lambda: bool(asked))
         asked.clear()
     found = distill(config)

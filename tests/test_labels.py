@@ -31,7 +31,7 @@ def test_parse_classes(text: str, classes: list[int]) -> None:
     [
         ("3", "'3' is not within 0-2"),
         ("0-3", "'0-3' is not within 0-2"),
-        ("2-1", "'2-1' is not within 0-2"),
+        ("2-1", "'2-1' ends before it begins"),
         ("", "'' is no class"),
         ("dgo", r"'dgo' is no class; .* \(did you mean 'dog'\?\)"),
         ("-1", "'-1' is no class"),
@@ -41,6 +41,12 @@ def test_parse_classes(text: str, classes: list[int]) -> None:
 def test_parse_classes_refuses(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_classes(text, num_classes=3, class_names=NAMES)
+
+
+def test_a_name_of_two_classes_is_refused() -> None:
+    """ImageNet has two cranes."""
+    with pytest.raises(ConfigError, match="'crane' is the name of 0 and 2; give the number"):
+        parse_classes("crane", num_classes=3, class_names=("crane", "dog", "crane"))
 
 
 def test_labels_are_laid_out_round_by_round() -> None:

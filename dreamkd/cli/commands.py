@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -62,6 +63,8 @@ def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop
     del should_stop  # seconds of work and nothing to save
     from dreamkd import data, inspection, models
 
+    if config.save is not None and Path(config.save).exists():
+        raise ConfigError(f"--save {config.save}: is there already; choose another file")
     weights: dict[str, Any] = (
         {"pretrained": False, "device": "meta"} if config.no_pretrained else {}
     )

@@ -168,7 +168,7 @@ given by `--config`, else from its default:
 `--config FILE` reads {CONFIG_FILES}; names are those of the
 flags, with dashes or underscores. An unknown name, like an unknown option, is refused together with
 the nearest known one, before anything is created. An option that takes several values (`X,...`)
-takes them separated by commas, and may be repeated.
+takes them separated by commas, and may be repeated; of any other that is repeated the last counts.
 
 **Streams.** stdout carries the result only: a table, or with `--json` exactly one JSON document
 (NaN and infinity become `null`). Choices that were made, progress, hints and errors go to stderr;

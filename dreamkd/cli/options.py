@@ -68,7 +68,7 @@ def parse(argv: Sequence[str]) -> Request | int:
 def application() -> typer.Typer:
     """The Typer application: one command per entry of `config.COMMANDS`."""
     app = typer.Typer(
-        add_completion=False,
+        add_completion=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         epilog=_TOP_EPILOG,

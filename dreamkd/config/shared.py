@@ -28,10 +28,18 @@ class ModelConfig:
         (), group=MODEL, minimum=1, help="C,H,W in pixels (H alone: H,H), else the model's own"
     )
     mean: tuple[float, ...] = option(
-        (), group=MODEL, help="normalisation mean per channel in [0,1], else the model's own"
+        (),
+        group=MODEL,
+        minimum=0,
+        maximum=1,
+        help="normalisation mean per channel, of pixels in [0,1], else the model's own",
     )
     std: tuple[float, ...] = option(
-        (), group=MODEL, above=0, help="normalisation std per channel, else the model's own"
+        (),
+        group=MODEL,
+        above=0,
+        maximum=1,
+        help="normalisation std per channel, of pixels in [0,1], else the model's own",
     )
     class_names: str | None = option(
         None,

@@ -1,7 +1,10 @@
 """Options are generated from the settings: help, refusals and precedence hold for every one."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +170,23 @@ def test_top_level_help_names_every_command(capsys: pytest.CaptureFixture[str]) 
         assert main(argv) == 0
         page = capsys.readouterr().out
         assert all(name in page for name in (*COMMANDS, "--version"))
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [("dreamkd inv", "invert"), ("dreamkd distill --first-ba", "--first-batches")],
+)
+def test_a_shell_completes_commands_and_options(words: str, known: str) -> None:
+    environment = {"_DREAMKD_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(words.count(" "))
+    code = "from dreamkd.cli import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [known]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

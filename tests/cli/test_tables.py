@@ -234,6 +234,10 @@ def test_what_was_said_of_a_model_once_is_kept_with_it(
     said = ["--input-size", "16", "--mean", "0.3", "--std", "0.35", "--class-names", "names.txt"]
     assert main(["inspect", "t.pt", *said, "--save", "kept.safetensors"]) == 0
     assert "written: kept.safetensors" in capsys.readouterr().err
+    assert main(["inspect", "t.pt", "--save", "t.pt"]) == 2
+    assert "--save t.pt: is there already" in capsys.readouterr().err
+    assert main(["inspect", "t.pt", *said, "--save", "no/kept.safetensors"]) == 6
+    assert "no/kept.safetensors: no is no folder" in capsys.readouterr().err
     assert main(["inspect", "kept.safetensors", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["model"]
     assert (found["input_size"], found["mean"], found["std"]) == ([1, 16, 16], [0.3], [0.35])
