@@ -33,7 +33,7 @@ from dreamkd.sequence import sequential
 
 #: A plan of fewer rounds than usual has fewer student steps in each, by this power of its share of
 #: them: else its images are too few (docs/benchmarks.md, "A short budget on a slow CPU").
-_FEWER_STEPS = 2 / 3
+_FEWER_STEPS = 1 / 6
 
 #: However short, a plan leaves the student so much of the time, or what it usually has if less.
 _LEAST_SHARE = 1 / 4
@@ -123,7 +123,7 @@ def largest_plan(
 
         first_batches first + rounds batch + steps step = seconds
 
-    With a share s of the usual rounds come s min(1, s)^(2/3) of the usual steps, or as many as fill
+    With a share s of the usual rounds come s min(1, s)^(1/6) of the usual steps, or as many as fill
     the student's least share of the time; what is left of another round is the student's too.
 
     Args:
