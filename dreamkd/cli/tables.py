@@ -96,10 +96,10 @@ def evaluation(found: Evaluation, *, per_class: bool) -> tuple[RenderableType, .
 
 def distillation(found: Distillation, config: DistillConfig) -> tuple[RenderableType, ...]:
     """Teacher, student and noise baseline side by side, if measured, and the run."""
-    run = found.to_json()
-    run.pop("curve")
+    run = {k: v for k, v in found.to_json().items() if k != "curve"}
     top1 = {name: run.pop(f"{name}_top1") for name in ("teacher", "student", "noise", "best")}
-    summary = facts({"student": found.student, **run})
+    measured = {name: value for name, value in run.items() if value is not None}
+    summary = facts({"student": found.student, **measured})
     if top1["teacher"] is None:
         return (summary,)
     table = _table("network", "learned from", "top-1 %>", "best seen %>")
