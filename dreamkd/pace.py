@@ -33,8 +33,8 @@ class Pace:
         if step % LOOK == 0 and step < steps:  # of the last one `on_batch` tells more
             self._tell(step, terms)
         if self._should_stop():
-            left = f"{self._done} batches were made, {self._batches - self._done} are left"
-            raise Stopped(f"{left}; {UNFINISHED}the same command continues")
+            reached = f"batches made: {self._done}, left: {self._batches - self._done}"
+            raise Stopped(f"{reached}; {UNFINISHED}the same command continues")
 
     def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
         """A batch is complete."""
