@@ -169,7 +169,8 @@ def _lead(
             job, examples, student = _train(
                 assignment, run, materials, workers, plan, on_event, should_stop
             )
-            saved = save(job, student, data_free=materials.is_data_free(config))
+            data_free = materials.is_data_free(config)
+            saved = save(job, student, data_free=data_free)
             count = len(examples.images)
             noise = _train_on_noise(assignment, job, materials, count=count)
             with job.runtime.active():
@@ -177,7 +178,7 @@ def _lead(
                     "images": count,
                     "image_source": materials.source(config),
                     "steps": int(job.config.steps),
-                    "data_free": materials.is_data_free(config),
+                    "data_free": data_free,
                     "synthesis_seconds": job.seconds,
                     "student_seconds": job.training.seconds,
                     "seconds": job.seconds + job.training.seconds,

@@ -45,12 +45,11 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         for part in parts.values():
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        reason = error.strerror or error
         if not path.parent.is_dir():
             raise RunError(f"cannot write {path}: {path.parent} is no folder") from error
         raise RunError(
-            f"cannot write {path}: {reason}; free some room or choose another place, then run the "
-            "same command again"
+            f"cannot write {path}: {error.strerror or error}; free some room or choose another "
+            "place, then run the same command again"
         ) from error
 
 

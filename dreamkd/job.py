@@ -25,7 +25,7 @@ from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
 
 #: Seconds between two saved states, and how many times as long as saving one takes.
-_SAVE_EVERY, _SAVE_SHARE = 20.0, 50.0
+_SAVE_EVERY, _SAVE_RATIO = 20.0, 50.0
 
 
 @dataclass(kw_only=True)
@@ -137,7 +137,7 @@ class Job:
         facts |= {"curve": self.curve, "measured_on": self._measured_on}
         self.run.save_state(self.name, tensors, facts)
         saved = time.perf_counter()
-        self._next_save = saved + max(_SAVE_EVERY, _SAVE_SHARE * (saved - began))
+        self._next_save = saved + max(_SAVE_EVERY, _SAVE_RATIO * (saved - began))
 
     def save_if_due(self) -> None:
         """Keep the state now and then; of the time this takes at most a fiftieth."""

@@ -17,7 +17,8 @@ def load_beside(
 ) -> Classifier:
     """Load a network beside the teacher, of which `--arch` and the like say nothing.
 
-    Raises: ModelError: as of `load`.
+    Args: as of `load`.
+    Raises: ModelError: as of `load`; a file that does not tell its architecture says how it may.
     """
     try:
         return load(spec, input_size=input_size, trust_pickle=trust_pickle, on_event=on_event)
