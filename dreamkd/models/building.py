@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+#: Heads used in training only; networks are built without them and their weights are dropped.
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -47,7 +50,7 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 class _MetaWeights(TorchFunctionMode):
-    """Sends the factories that make weights to the meta device."""
+    """Sends the factories that make weights to the meta device, where nothing is drawn for them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -55,7 +58,10 @@ class _MetaWeights(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in _WEIGHT_FACTORIES and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+        if func in _DRAWS and args[0].is_meta:
+            return args[0]  # torch would ask its compiler how this is done without values
         return func(*args, **kwargs)
 
 
 _WEIGHT_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+_DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_}

@@ -1,6 +1,5 @@
-"""The 32-pixel networks of the literature, registered with timm: their names work everywhere.
+"""The 32-pixel networks of the literature, for any class and channel count.
 
-Any class and channel count: `timm.create_model("cifar_resnet20", num_classes=100, in_chans=1)`.
 Parameter names follow the public checkpoints of each family, so that those load as they are.
 
 - `cifar_resnet8 … 56`: He et al. 2016, section 4.2; shortcuts A (subsample, pad with zeros).
@@ -11,10 +10,11 @@ Parameter names follow the public checkpoints of each family, so that those load
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,10 +30,10 @@ def _init_he(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-class _Classifier(nn.Module):
+class CifarClassifier(nn.Module):
     """What timm asks of a classifier: `num_classes`, `forward_features`, `get_classifier`."""
 
-    classifier_name = "linear"
+    first_name, classifier_name = "conv1", "linear"  # of the first and the last layer
 
     def __init__(self, num_classes: int, num_features: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _BasicBlock(nn.Module):
         return F.relu(out + x)
 
 
-class CifarResNet(_Classifier):
+class CifarResNet(CifarClassifier):
     """ResNet for 32-pixel images: a 3×3 stem, stages of basic blocks, one linear layer."""
 
     def __init__(
@@ -155,7 +155,7 @@ class _Stage(nn.Module):
         self.layer = nn.Sequential(*blocks)
 
 
-class CifarWideResNet(_Classifier):
+class CifarWideResNet(CifarClassifier):
     """Wide ResNet of Zagoruyko & Komodakis 2016: depth 6n + 4, widths 16k, 32k, 64k."""
 
     classifier_name = "fc"
@@ -183,13 +183,13 @@ class CifarWideResNet(_Classifier):
         return F.relu(self.bn1(x))
 
 
-class CifarVGG(_Classifier):
+class CifarVGG(CifarClassifier):
     """VGG with batch norm for 32-pixel images; a linear layer instead of the three of ImageNet.
 
     Five poolings: inputs of at least 32 pixels.
     """
 
-    classifier_name = "classifier"
+    first_name, classifier_name = "features.0", "classifier"
 
     def __init__(
         self, layers: tuple[int | str, ...], num_classes: int = 10, in_chans: int = 3
@@ -214,139 +214,47 @@ class CifarVGG(_Classifier):
         return features
 
 
-def _cfg(classifier: str, first_conv: str) -> dict[str, Any]:
-    # CIFAR-10's own statistics, as every public repository of the field normalises.
-    return {
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "pool_size": None,
-        "fixed_input_size": False,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "mean": (0.4914, 0.4822, 0.4465),
-        "std": (0.2470, 0.2435, 0.2616),
-        "first_conv": first_conv,
-        "classifier": classifier,
-    }
+@dataclass(frozen=True)
+class Network:
+    """One of the table: its class, and what of it the name says."""
+
+    kind: type[CifarClassifier]
+    arguments: Mapping[str, Any]
+
+    def __call__(self, *, num_classes: int = 10, in_chans: int = 3) -> CifarClassifier:
+        """The network with fresh weights."""
+        arguments = {**self.arguments, "num_classes": num_classes, "in_chans": in_chans}
+        return self.kind(**arguments)
 
 
-_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
-    "cifar_resnet8": ((1, 1, 1), (16, 32, 64), "A"),
-    "cifar_resnet14": ((2, 2, 2), (16, 32, 64), "A"),
-    "cifar_resnet20": ((3, 3, 3), (16, 32, 64), "A"),
-    "cifar_resnet32": ((5, 5, 5), (16, 32, 64), "A"),
-    "cifar_resnet56": ((9, 9, 9), (16, 32, 64), "A"),
-    "cifar_resnet18": ((2, 2, 2, 2), (64, 128, 256, 512), "B"),
-    "cifar_resnet34": ((3, 4, 6, 3), (64, 128, 256, 512), "B"),
-}
-_WIDE_RESNETS: dict[str, tuple[int, int]] = {
-    "cifar_wrn40_2": (40, 2),
-    "cifar_wrn40_1": (40, 1),
-    "cifar_wrn16_2": (16, 2),
-    "cifar_wrn16_1": (16, 1),
-}
-_VGGS: dict[str, tuple[int | str, ...]] = {
-    "cifar_vgg11_bn": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-}
-
-# timm's registry looks this name up in the module that registers a model.
-default_cfgs = generate_default_cfgs(
-    {
-        **{name: _cfg("linear", "conv1") for name in _RESNETS},
-        **{name: _cfg("fc", "conv1") for name in _WIDE_RESNETS},
-        **{name: _cfg("classifier", "features.0") for name in _VGGS},
-    }
-)
+def _narrow(*blocks: int) -> Network:
+    return Network(CifarResNet, {"blocks": blocks, "channels": (16, 32, 64), "shortcut": "A"})
 
 
-def _resnet(name: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
-    blocks, channels, shortcut = _RESNETS[name]
-    arguments = {"blocks": blocks, "channels": channels, "shortcut": shortcut, **kwargs}
-    model = build_model_with_cfg(CifarResNet, name, pretrained, **arguments)
-    assert isinstance(model, CifarResNet)
-    return model
-
-
-def _wide_resnet(name: str, pretrained: bool, **kwargs: Any) -> CifarWideResNet:
-    depth, widen = _WIDE_RESNETS[name]
-    arguments = {"depth": depth, "widen": widen, **kwargs}
-    model = build_model_with_cfg(CifarWideResNet, name, pretrained, **arguments)
-    assert isinstance(model, CifarWideResNet)
-    return model
-
-
-@register_model
-def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-8: 75 k parameters."""
-    return _resnet("cifar_resnet8", pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet14(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-14: 0.18 M parameters."""
-    return _resnet("cifar_resnet14", pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-20: 0.27 M parameters."""
-    return _resnet("cifar_resnet20", pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-32: 0.46 M parameters."""
-    return _resnet("cifar_resnet32", pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-56: 0.85 M parameters."""
-    return _resnet("cifar_resnet56", pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-18 with a 3×3 stem: 11.17 M parameters."""
-    return _resnet("cifar_resnet18", pretrained, **kwargs)
-
-
-@register_model
-def cifar_resnet34(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-34 with a 3×3 stem: 21.28 M parameters."""
-    return _resnet("cifar_resnet34", pretrained, **kwargs)
-
-
-@register_model
-def cifar_wrn40_2(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
-    """WRN-40-2: 2.2 M parameters."""
-    return _wide_resnet("cifar_wrn40_2", pretrained, **kwargs)
-
-
-@register_model
-def cifar_wrn40_1(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
-    """WRN-40-1: 0.6 M parameters."""
-    return _wide_resnet("cifar_wrn40_1", pretrained, **kwargs)
-
-
-@register_model
-def cifar_wrn16_2(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
-    """WRN-16-2: 0.7 M parameters."""
-    return _wide_resnet("cifar_wrn16_2", pretrained, **kwargs)
-
-
-@register_model
-def cifar_wrn16_1(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
-    """WRN-16-1: 0.2 M parameters."""
-    return _wide_resnet("cifar_wrn16_1", pretrained, **kwargs)
-
-
-@register_model
-def cifar_vgg11_bn(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
-    """VGG-11 with batch norm: 9.23 M parameters."""
-    layers = _VGGS["cifar_vgg11_bn"]
-    model = build_model_with_cfg(
-        CifarVGG, "cifar_vgg11_bn", pretrained, **{"layers": layers, **kwargs}
+def _broad(*blocks: int) -> Network:
+    return Network(
+        CifarResNet, {"blocks": blocks, "channels": (64, 128, 256, 512), "shortcut": "B"}
     )
-    assert isinstance(model, CifarVGG)
-    return model
+
+
+def _wide(depth: int, widen: int) -> Network:
+    return Network(CifarWideResNet, {"depth": depth, "widen": widen})
+
+
+_VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+
+#: By name; beside it the parameters for ten classes.
+NETWORKS = {
+    "cifar_resnet8": _narrow(1, 1, 1),  # 75 k
+    "cifar_resnet14": _narrow(2, 2, 2),  # 0.18 M
+    "cifar_resnet20": _narrow(3, 3, 3),  # 0.27 M
+    "cifar_resnet32": _narrow(5, 5, 5),  # 0.46 M
+    "cifar_resnet56": _narrow(9, 9, 9),  # 0.85 M
+    "cifar_resnet18": _broad(2, 2, 2, 2),  # 11.17 M
+    "cifar_resnet34": _broad(3, 4, 6, 3),  # 21.28 M
+    "cifar_wrn40_2": _wide(40, 2),  # 2.2 M
+    "cifar_wrn40_1": _wide(40, 1),  # 0.6 M
+    "cifar_wrn16_2": _wide(16, 2),  # 0.7 M
+    "cifar_wrn16_1": _wide(16, 1),  # 0.2 M
+    "cifar_vgg11_bn": Network(CifarVGG, {"layers": _VGG11}),  # 9.23 M
+}

@@ -1,4 +1,4 @@
-"""timm as a source of classifiers; the networks of `cifar` are registered with it."""
+"""timm as a source of classifiers, those of our own that are registered with it included."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
 from dreamkd.models import (
-    cifar,  # noqa: F401  (registers its networks)
     downloads,
+    registration,  # noqa: F401  (our networks' names are timm's)
 )
 from dreamkd.models.building import Defaults
 

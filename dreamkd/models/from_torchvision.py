@@ -15,12 +15,9 @@ from dreamkd import checkpoint
 from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
 from dreamkd.models import downloads
-from dreamkd.models.building import Defaults
+from dreamkd.models.building import AUXILIARY, Defaults
 
 models: Any = torchvision.models  # its public functions are re-exported without types
-
-#: Heads used in training only; networks are built without them and their weights are dropped.
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 @cache

@@ -20,8 +20,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dreamkd.errors import ModelError, UnrecognisedError
+from dreamkd.models.building import AUXILIARY
 from dreamkd.models.card import is_counter
-from dreamkd.models.from_torchvision import AUXILIARY
 from dreamkd.models.zoo import Architecture, architectures
 
 INDEX = Path(__file__).with_name("index.json")

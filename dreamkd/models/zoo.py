@@ -2,12 +2,14 @@
 
 A bare name is torchvision's where it exists there, else timm's (our own networks are timm names);
 `torchvision:` and `timm:` force one; a tag of weights may follow a dot (`resnet50.a1_in1k`).
+The libraries take seconds to import: for our own networks neither is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
-from dreamkd.models import from_timm, from_torchvision
+from dreamkd.models import from_cifar
 from dreamkd.models.building import Defaults, on_meta, seeded
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -34,11 +36,11 @@ class Architecture:
 
     def exists(self) -> bool:
         """Whether the library has this name."""
-        return self.name in _names(self.library)
+        return self.name in _source(self.library, self.name).names()
 
     def defaults(self) -> Defaults:
         """Preprocessing and class count of the tagged weights."""
-        defaults: Defaults = _LIBRARIES[self.library].defaults(self.name, self.tag)
+        defaults: Defaults = _source(self.library, self.name).defaults(self.name, self.tag)
         return defaults
 
     def build(
@@ -58,7 +60,7 @@ class Architecture:
         """
 
         def fresh() -> nn.Module:
-            module: nn.Module = _LIBRARIES[self.library].build(
+            module: nn.Module = _source(self.library, self.name).build(
                 self.name, num_classes=num_classes, input_size=input_size
             )
             return module
@@ -96,9 +98,11 @@ def pretrained(
         ModelError: there are none, they cannot be had, or do not fit `input_size`.
     """
     name, tag = architecture.name, architecture.tag
+    library = _library(architecture.library)
     if architecture.library == "timm":
-        return from_timm.build_pretrained(name, tag, input_size, on_event=on_event).eval()
-    state = from_torchvision.pretrained(name, tag, on_event=on_event)
+        module: nn.Module = library.build_pretrained(name, tag, input_size, on_event=on_event)
+        return module.eval()
+    state = library.pretrained(name, tag, on_event=on_event)
     defaults = architecture.defaults()
     module = architecture.build(num_classes=defaults.num_classes, input_size=input_size)
     load_state(module, state, f"torchvision:{name}")
@@ -137,6 +141,8 @@ def resolve(text: str) -> Architecture:
         known = " or ".join(f"{name}:" for name in _LIBRARIES)
         raise ModelError(f"no model source {library + ':'!r}; write {known} before the name")
     bare, _, tag = name.partition(".")
+    if bare in from_cifar.names() and library in ("", "timm") and not tag:
+        return Architecture("timm", bare)
     for source in [library] if library else _LIBRARIES:
         if bare in _names(source) and (library or not tag or _has_tag(source, bare, tag)):
             return Architecture(source, bare, tag)
@@ -163,17 +169,34 @@ def architectures() -> list[Architecture]:
 
 
 def _names(library: str) -> tuple[str, ...]:
-    names: tuple[str, ...] = _LIBRARIES[library].names()
+    names: tuple[str, ...] = _library(library).names()
     return names
 
 
 def _has_tag(library: str, name: str, tag: str) -> bool:
     try:
-        _LIBRARIES[library].defaults(name, tag)
+        _library(library).defaults(name, tag)
     except ModelError:
         return False
     return True
 
 
-# In the order in which bare names are looked up: the paper's teachers are torchvision's.
-_LIBRARIES: dict[str, Any] = {"torchvision": from_torchvision, "timm": from_timm}
+def _source(library: str, name: str) -> Any:
+    """The module that knows the network: our own answer for themselves, without timm."""
+    return from_cifar if library == "timm" and name in from_cifar.names() else _library(library)
+
+
+@cache
+def _library(name: str) -> Any:
+    """The module that speaks for a library, which it imports."""
+    if name == "timm":
+        from dreamkd.models import from_timm
+
+        return from_timm
+    from dreamkd.models import from_torchvision
+
+    return from_torchvision
+
+
+#: In the order in which bare names are looked up: the paper's teachers are torchvision's.
+_LIBRARIES = ("torchvision", "timm")
