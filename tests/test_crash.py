@@ -15,9 +15,10 @@ LONG = kills.invert(steps=600)
 
 
 @pytest.mark.parametrize("job", kills.JOBS)
-def test_killed_at_random_moments_it_ends_as_if_never_killed(job: str, tmp_path: Path) -> None:
-    tally = kills.hunt(kills.JOBS[job], tmp_path, kills=3)
-    assert any(changes > 0 for changes in tally.changes)  # that had written something
+def test_killed_at_a_random_moment_it_ends_as_if_never_killed(job: str, tmp_path: Path) -> None:
+    """Once, each kind of job; `python -m tests.reliability.kills` kills as often as is asked."""
+    tally = kills.hunt(kills.JOBS[job], tmp_path, kills=1)
+    assert tally.changes[0] > 0  # it had written something
 
 
 def at_work(command: str, out: Path) -> subprocess.Popen[bytes]:

@@ -148,7 +148,8 @@ def test_help_is_instant_because_it_imports_nothing_heavy() -> None:
 
 def test_our_own_networks_need_neither_library_nor_the_compiler() -> None:
     code = (
-        "import sys; from dreamkd.cli import main; assert main(['inspect', 'digits_resnet14']) == 0\n"
+        "import sys; from dreamkd.cli import main\n"
+        "assert main(['inspect', 'digits_resnet14']) == 0\n"
         "print({'torchvision', 'timm', 'torch._dynamo'} & set(sys.modules))"
     )
     done = python("-c", code)

@@ -2,9 +2,9 @@
 
     python -m tests.reliability.kills --invert 100 --adaptive 50
 
-Half of the kills come at a random time after the run folder appeared, half right after a random one
-of the changes in it, which is where files are written. A killed run is continued, and possibly
-killed again, until it ends; its files are compared and a fresh run begins.
+Every second kill comes right after a random one of the changes in the run's folder, which is where
+files are written, the others at a random time after the folder appeared. A killed run is continued,
+and possibly killed again, until it ends; its files are compared and a fresh run begins.
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ def hunt(command: str, folder: Path, *, kills: int, seed: int = 0) -> Tally:
     while tally.kills < kills:
         run = folder / f"run-{tally.ends}"
         process = start(command, run)
-        if draws.random() < 0.5:
-            moment = draws.uniform(before, tally.whole_seconds)
-            seen = _watch(process, run, until=lambda _, seconds, at=moment: seconds > at)
-        else:
+        if tally.kills % 2 == 0:
             number = draws.randint(1, changes)
             seen = _watch(process, run, until=lambda changes, _, at=number: changes >= at)
+        else:
+            moment = draws.uniform(before, tally.whole_seconds)
+            seen = _watch(process, run, until=lambda _, seconds, at=moment: seconds > at)
         if process.poll() is None:
             process.kill()
             process.communicate()
