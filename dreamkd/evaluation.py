@@ -75,7 +75,7 @@ def evaluate(
 
     Raises:
         DataError: a label, the class names or the channels of the data do not fit a network.
-        ModelError: teacher and classifier have other class counts, or logits are not finite.
+        ModelError: teacher and classifier have other classes, or logits are not finite.
         RunError: the device ran out of memory.
     """
     card = classifier.card
@@ -145,11 +145,14 @@ def _check_pair(classifier: Classifier, teacher: Classifier | None, image_set: I
             f"images are preprocessed to {channels} channels, but {classifier.card.architecture} "
             f"takes {wanted}"
         )
-    if teacher is not None and teacher.card.num_classes != classifier.card.num_classes:
+    if teacher is None:
+        return
+    if teacher.card.num_classes != classifier.card.num_classes:
         raise ModelError(
             f"teacher {teacher.card.architecture} has {teacher.card.num_classes} classes, but "
             f"{classifier.card.architecture} has {classifier.card.num_classes}"
         )
+    classifier.card.require_order(teacher.card, name=f"teacher {teacher.card.architecture}")
 
 
 def _table(accuracy: Accuracy, names: Sequence[str]) -> tuple[ClassResult, ...]:

@@ -120,11 +120,10 @@ def starting_student(
         if config.student_pretrained and student.card.num_classes != card.num_classes:
             student = models.with_new_head(student, num_classes=card.num_classes, seed=config.seed)
         _require_alike(student, teacher)
-        ours, theirs = student.card.class_names, card.class_names
-        if ours != theirs and set(ours) == set(theirs):
-            raise ModelError(f"--student {spec}: its classes are in another order than the model's")
+        card.require_order(student.card, name=f"--student {spec}")
+        names = card.class_names or student.card.class_names
         free = student.card.data_free and not config.student_pretrained
-        named = replace(student.card, class_names=theirs or ours, data_free=free)
+        named = replace(student.card, class_names=names, data_free=free)
     else:
         _advise(spec, teacher, on_event)
         student = models.create(

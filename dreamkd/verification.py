@@ -46,7 +46,8 @@ class Verifiers:
     ) -> Verifiers:
         """Load every verifier.
 
-        Raises: ModelError: one cannot be loaded, or has other classes than the teacher.
+        Raises: ModelError: one cannot be loaded, or has other classes than the teacher, or
+            the same in another order.
         """
         networks: dict[str, Classifier] = {}
         for spec in specs:
@@ -57,6 +58,7 @@ class Verifiers:
                     f"--verifier {spec} has {network.card.num_classes} classes, the model has "
                     f"{teacher.card.num_classes}"
                 )
+            teacher.card.require_order(network.card, name=f"--verifier {spec}")
             networks[_name(spec, networks)] = network
         return cls(networks)
 

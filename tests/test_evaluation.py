@@ -18,7 +18,11 @@ from dreamkd.data.pictures import Pictures
 from dreamkd.errors import DataError, ModelError, RunError
 from dreamkd.evaluation import evaluate
 from dreamkd.events import Progress
-from dreamkd.models import Card, Classifier
+from dreamkd.models import (
+    Card,
+    Classifier,
+    registration,  # noqa: F401  (which timm.create_model then knows)
+)
 
 
 class Greys(Pictures):
@@ -194,6 +198,9 @@ def test_networks_that_do_not_fit_are_refused():
     images = greys([0], [0], like=network)
     with pytest.raises(ModelError, match=r"teacher timm:ruler has 5 classes, but timm:ruler has 6"):
         evaluate(network, images, teacher=ruler(5))
+    named, others = ruler(2, names=("cat", "dog")), ruler(2, names=("dog", "cat"))
+    with pytest.raises(ModelError, match=r"teacher timm:ruler: its classes are in another order"):
+        evaluate(named, greys([0], [0], like=named), teacher=others)
     colour = replace(images, preprocessing=Preprocessing(input_size=(3, 4, 4)))
     with pytest.raises(DataError, match=r"preprocessed to 3 channels, but timm:ruler takes 1"):
         evaluate(network, colour)

@@ -18,7 +18,7 @@ from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import distill
 from dreamkd.engine import normalise
 from dreamkd.errors import ConfigError, ModelError, NoBatchNormError, RunError, Stopped
-from dreamkd.events import Event, Hint, Note, Progress
+from dreamkd.events import Event, Hint, Note, Progress, ignore
 from dreamkd.formats import read_run
 from dreamkd.inversion import Inversion, invert
 from dreamkd.losses import jensen_shannon
@@ -263,6 +263,16 @@ def test_verifiers_judge_in_parts_that_fit(
     monkeypatch.setattr(verification, "_CHUNK", 4)
     assert torch.equal(verifiers.predictions(images)["copy"], whole)
     assert seen == [10, 4, 4, 2]
+
+
+def test_a_verifier_whose_classes_stand_in_another_order_is_refused(
+    digits: Classifier, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "turned.safetensors")
+    turned = replace(digits.card, class_names=digits.card.class_names[::-1])
+    models.save(replace(digits, card=turned), file)
+    with pytest.raises(ModelError, match=r"--verifier .*: its classes are in another order"):
+        verification.Verifiers.load([file], teacher=digits, trust_pickle=False, on_event=ignore)
 
 
 def test_verifiers_are_recorded_live_and_in_the_end(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ class Card:
         """Whether its images are grey or RGB, which is what picture files hold."""
         return self.input_size[0] in (1, 3)
 
+    def require_order(self, other: Card, *, name: str) -> None:
+        """Refuse a network `name` whose card names the same classes in another order.
+
+        Raises: ModelError: a label would mean two things.
+        """
+        ours, theirs = self.class_names, other.class_names
+        if ours != theirs and sorted(ours) == sorted(theirs):
+            raise ModelError(
+                f"{name}: its classes are in another order ({', '.join(theirs[:3])}, …) than those "
+                f"of {self.architecture} ({', '.join(ours[:3])}, …)"
+            )
+
 
 def _require(card: Card, field: str, holds: bool, legal: str) -> None:
     if not holds:

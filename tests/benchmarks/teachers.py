@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -103,7 +102,7 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, resume: Path) -> nn
     """Train on uint8 `images` (N, C, H, W) and `labels` (N,); state is kept in `resume`."""
     torch.manual_seed(recipe.seed)
     channels = recipe.input_size[0]
-    model = timm.create_model(recipe.arch, num_classes=10, in_chans=channels)
+    model: nn.Module = cifar.NETWORKS[recipe.arch](in_chans=channels)
     model.to(DEVICE, memory_format=torch.channels_last)
     images, labels = images.to(DEVICE), labels.to(DEVICE)
     decay = [p for p in model.parameters() if p.ndim > 1]
