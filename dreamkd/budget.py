@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from dreamkd import shards, states, timetable
+from dreamkd import shards, timetable
 from dreamkd.batch import Batch
 from dreamkd.config import DistillConfig, settle
 from dreamkd.config.images import MOST_IMAGES, MOST_STEPS
@@ -29,7 +29,6 @@ from dreamkd.examples import Examples
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
-from dreamkd.sequence import sequential
 
 #: A plan of fewer rounds than usual has fewer student steps in each, by this power of its share of
 #: them: else its images are too few (docs/benchmarks.md, "A short budget on a slow CPU").
@@ -246,13 +245,11 @@ def _phases(config: DistillConfig) -> dict[int, int]:
 
 
 def _write(batch: Batch, job: Job) -> None:
-    """Write what a round does, where it does, and remove it: its images, and what goes on."""
+    """Write the images of a round as it does, where it does, and remove them."""
     path = job.run.folder / ".budget.part"  # of the names that the next run clears away
     facts = batch.facts(class_names=job.teacher.card.class_names, predictions={})
     records = [{"key": f"{i:08d}", **fact} for i, fact in enumerate(facts)]
     shards.write(path, batch.images, batch.labels.tolist(), records)
-    if sequential(job.config):
-        states.write(path, job.synthesiser.state(), {})
     path.unlink()
 
 

@@ -160,6 +160,8 @@ def _lead(
             workers.any_of(False)  # all of them are there before the run holds how many
             keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
             on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
+            if run.result is not None:
+                on_event(Note("it is finished: nothing is left to learn"))
             if workers.world > 1:
                 on_event(Note(f"{workers.world} workers, each with its part of every batch"))
             return workers.told(config)

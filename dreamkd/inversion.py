@@ -31,7 +31,7 @@ from dreamkd.partners import Partners
 from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run, default_folder, open_run
-from dreamkd.sequence import carry, outstanding, sequential
+from dreamkd.sequence import Chain, sequential
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,9 @@ def _lead(
             assignment = _Assignment(config, folder, plan, bank.held(range(len(plan))))
             # What a sequential run carries past its last batch is part of its end too.
             finished = run.result is not None and all(assignment.held)
-            if not workers.told(finished):
+            if workers.told(finished):
+                on_event(Note("it is finished: nothing is left to make"))
+            else:
                 run.begin()
                 workers.told(assignment)
                 with workers.together():
@@ -201,8 +203,9 @@ def _make(
         enough_memory("lower --image-chunk, in another --out"),
         partners.verifiers.on(runtime.device),
         partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
+        Chain(run, bank, on_event=on_event) as chain,
     ):
-        missing = workers.share(outstanding(run, synthesiser, assignment.held, on_event=on_event))
+        missing = workers.share(chain.begin(synthesiser, assignment.held))
         pace = Pace(on_event, should_stop, batches=len(missing))
         for k in missing:
             start, stop = assignment.plan[k]
@@ -221,9 +224,8 @@ def _make(
                 facts=batch.facts(class_names=teacher.card.class_names, predictions=predictions),
                 line=batch.summary(predictions=predictions),
             )
-            carry(run, bank, synthesiser, following=k + 1)
+            chain.made(k)
             pace.on_batch(batch, predictions)
-        bank.flush()
 
 
 def _bank(

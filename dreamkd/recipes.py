@@ -23,7 +23,7 @@ from dreamkd.images import Pixels
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
-from dreamkd.sequence import UNFINISHED, carry, outstanding
+from dreamkd.sequence import UNFINISHED, Chain
 from dreamkd.synthesis import OnStep
 
 #: Images of noise drawn at once: as floats they take many times the room of what is kept.
@@ -58,7 +58,8 @@ def adaptive(job: Job) -> Examples:
     config, card = job.config, job.teacher.card
     size, count = int(config.image_batch_size), timetable.batches(config)
     bank = Bank(job.run, on_event=job.on_event)
-    job.flush = bank.flush
+    chain = Chain(job.run, bank, on_event=job.on_event)
+    job.flush = chain.save
     held = bank.held(range(count))
     job.resume()
     everything = Examples(
@@ -66,11 +67,11 @@ def adaptive(job: Job) -> Examples:
         label_range(range(card.num_classes), 0, count * size, seed=config.seed),
     ).near(job.runtime.device)
     everything.images.zero_()  # what memory it takes, it takes now and not after hours
-    with bank:
+    with bank, chain:
         missing = set()
         if not all(held):
             job.run.begin()
-            missing = {*outstanding(job.run, job.synthesiser, held, on_event=job.on_event)}
+            missing = {*chain.begin(job.synthesiser, held)}
         if any(
             timetable.competes(k, config) and job.training.step > timetable.begins(k, config)
             for k in missing
@@ -84,7 +85,7 @@ def adaptive(job: Job) -> Examples:
             if k in missing:
                 if job.rival is not None:
                     job.rival.module.load_state_dict(job.student.module.state_dict())
-                made = _make(k, everything.labels[here], job, bank)
+                made = _make(k, everything.labels[here], job, bank, chain)
             else:
                 made, _ = bank.read(k)
                 job.on_event(Progress("images read", k + 1, count, "batches"))
@@ -110,8 +111,8 @@ def on_noise(job: Job, *, count: int) -> Examples:
     return examples
 
 
-def _make(k: int, labels: Tensor, job: Job, bank: Bank) -> Tensor:
-    """Synthesise batch `k`, an image per label, and keep it and what goes on to the next.
+def _make(k: int, labels: Tensor, job: Job, bank: Bank, chain: Chain) -> Tensor:
+    """Synthesise batch `k`, an image per label, and keep it.
 
     Returns: the images, uint8 (B, C, H, W).
     Raises: Stopped: the batch is then made again.
@@ -129,7 +130,7 @@ def _make(k: int, labels: Tensor, job: Job, bank: Bank) -> Tensor:
     facts = batch.facts(class_names=card.class_names, predictions={})
     line = batch.summary(predictions={})
     bank.add(k, batch.images, batch.labels, start=k * len(labels), facts=facts, line=line)
-    carry(job.run, bank, job.synthesiser, following=k + 1)
+    chain.made(k)
     job.seconds += time.perf_counter() - began
     job.save_if_due()
     return batch.images

@@ -1,5 +1,6 @@
 """`invert` as a workflow: shards, manifest, resuming, refusing."""
 
+import itertools
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,6 +221,7 @@ def test_a_finished_run_is_not_made_again(whole: Path) -> None:
     events: list[Event] = []
     invert(invert_config(out=str(whole)), on_event=events.append)
     assert not any(isinstance(event, Progress) for event in events)
+    assert Note("it is finished: nothing is left to make") in events
 
 
 def test_raising_per_class_keeps_every_old_shard(whole: Path, tmp_path: Path) -> None:
@@ -379,6 +382,24 @@ def test_what_is_carried_from_batch_to_batch_survives_a_stop(tmp_path: Path, how
     assert (tmp_path / "run" / "state-images.safetensors").exists()
     run(tmp_path / "run", **settings)
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
+def test_what_goes_on_is_not_written_after_every_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving that takes a second waits for fifty, or for the end; the images do not wait."""
+    saved: list[int] = []
+
+    def save_state(_: Run, name: str, tensors: object, facts: dict[str, int]) -> None:
+        assert name == "images"
+        saved.append(facts["next"])
+
+    seconds = itertools.count(1)
+    monkeypatch.setattr(Run, "save_state", save_state)
+    clock = SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr("dreamkd.sequence.time", clock)
+    run(tmp_path / "run", **SEQUENTIAL["generator"], per_class=12)  # six batches of 20
+    assert saved == [1, 6]
 
 
 @pytest.mark.parametrize("how", SEQUENTIAL)

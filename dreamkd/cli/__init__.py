@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dreamkd.cli.options import Request, parse
 from dreamkd.cli.signals import StopRequest
 from dreamkd.cli.streams import one_line, prepare_streams
 from dreamkd.errors import DreamkdError, Stopped
@@ -29,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = StopRequest()
     try:
         with stop.listening():
-            request = parse(sys.argv[1:] if argv is None else argv)
-            return request if isinstance(request, int) else _run(request, stop)
+            return _run(sys.argv[1:] if argv is None else argv, stop)
     except Stopped as stopped:
         return _end(f"stopped: {stopped}", stop.exit_code or stopped.exit_code)
     except DreamkdError as error:
@@ -44,8 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(request: Request, stop: StopRequest) -> int:
-    from dreamkd.cli.commands import run  # here, because it imports rich, and torch when called
+def _run(argv: Sequence[str], stop: StopRequest) -> int:
+    # Here, where a signal is heard: typer and rich take a while, and torch more.
+    from dreamkd.cli.options import parse
+
+    request = parse(argv)
+    if isinstance(request, int):
+        return request
+    from dreamkd.cli.commands import run
 
     run(request.command, request.config, should_stop=stop)
     return 0

@@ -37,34 +37,41 @@ def display(*, quiet: bool, live: bool = True) -> Iterator[OnEvent]:
 
 
 class Lines:
-    """Progress as plain lines, one every `INTERVAL` seconds, whichever phase it is then."""
+    """Progress as plain lines, one every `INTERVAL` seconds, and where a phase ends its last."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._phases: dict[str, tuple[int, float]] = {}  # phase -> (done, time) when first seen
         self._every = events.Every(INTERVAL)
+        self._untold = ("", "")  # the phase and the line that came too soon after another
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, events.Progress):
             self._progress(event)
-        else:
-            if isinstance(event, Finished):
-                self._phases.pop(event.phase, None)
-            _write(_text(event))
+            return
+        if isinstance(event, Finished):
+            self._phases.pop(event.phase, None)
+            phase, line = self._untold
+            if phase == event.phase:
+                _write(line)
+        _write(_text(event))
 
     def _progress(self, event: events.Progress) -> None:
         now = self._clock()
         done, since = self._phases.setdefault(event.phase, (event.done, now))
         if event.done >= event.total:
             del self._phases[event.phase]
-        if not self._every.due(now):
-            return
         parts = [f"{event.phase}: {event.done}/{event.total} {event.unit}"]
-        if event.done > done and now > since:
+        if event.total > event.done > done and now > since:
             rate = (event.done - done) / (now - since)
             parts.append(f"{duration((event.total - event.done) / rate)} left")
-        _write(", ".join([*parts, *_terms(event.terms)]))
+        line = ", ".join([*parts, *_terms(event.terms)])
+        if self._every.due(now):
+            _write(line)
+            self._untold = ("", "")
+        else:
+            self._untold = (event.phase, line)
 
 
 class Bars:

@@ -28,8 +28,19 @@ def test_lines_come_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> Non
     # 90 steps at one a second are left, then 80, ...
     assert written[1] == "images 1: 10/100 steps, 1 min 30 s left, r_feature 12.35, ce 0.5"
     assert written[2] == "images 1: 20/100 steps, 1 min 20 s left, r_feature 12.35, ce 0.5"
-    assert written[10] == "images 1: 100/100 steps, 0.0 s left, r_feature 12.35, ce 0.5"
+    assert written[10] == "images 1: 100/100 steps, r_feature 12.35, ce 0.5"
     assert written[11:] == ["images 2: 3/100 steps", "invert: done in 1 min 50 s"]
+
+
+def test_the_last_line_of_a_phase_is_shown_whenever_it_comes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = Lines(clock=lambda: 0.0)
+    for step in (1, 2, 3):
+        lines(Progress("invert", step, 3, "steps"))
+    lines(Finished("invert", 1.0))
+    wanted = ["invert: 1/3 steps", "invert: 3/3 steps", "invert: done in 1.0 s"]
+    assert capsys.readouterr().err.splitlines() == wanted
 
 
 def test_many_short_phases_are_not_many_lines(capsys: pytest.CaptureFixture[str]) -> None:
