@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dreamkd import contactsheet
-from dreamkd.errors import DataError
+from dreamkd.errors import DataError, RunError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.formats import FORMATS, Format
 from dreamkd.manifest import Shard
@@ -143,17 +143,28 @@ class Bank:
     def complete(self) -> None:
         """Once all batches are there, bring the manifest and the page to what any run ends with.
 
-        The manifest lists each batch once, in order, whoever made it and when. The page,
-        `contact-sheet.png`, shows the first images sorted by class; while `add` renews it, batches
-        that are lost, or made by others, are missing on it.
+        The manifest lists each batch once, in order, whoever made it and when; a batch that it does
+        not list, of a longer run that was killed, is removed, since nobody vouches for it. The
+        page, `contact-sheet.png`, shows the first images sorted by class; while `add` renews it,
+        batches that are lost, or made by others, are missing on it.
 
-        Raises: RunError: one of them cannot be written.
+        Raises: RunError: one of them cannot be written, or removed.
         """
         lines = self.lines
         self._run.keep_lines(lines)
+        self._remove_all_but({line["batch"] for line in lines})
         for line in lines:
             self._remember(line)
         self._write_contact_sheet()
+
+    def _remove_all_but(self, kept: set[int]) -> None:
+        for path in self._files.path(0).parent.iterdir():
+            name = self._files.names.fullmatch(path.name)
+            if name is not None and int(name[1]) not in kept:
+                try:
+                    self._files.remove(int(name[1]))
+                except OSError as error:
+                    raise RunError(f"cannot remove {path}: {error.strerror or error}") from error
 
     def _intact(self, k: int, shard: Shard) -> bool:
         try:

@@ -22,7 +22,7 @@ from dreamkd.config import DistillConfig, settle
 from dreamkd.config.images import MOST_IMAGES, MOST_STEPS
 from dreamkd.course import refining_steps, stages
 from dreamkd.engine import Runtime
-from dreamkd.engine.memory import free_memory
+from dreamkd.engine.available import free_memory
 from dreamkd.errors import ConfigError
 from dreamkd.events import Note
 from dreamkd.examples import Examples

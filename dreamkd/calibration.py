@@ -15,7 +15,8 @@ from torch import Tensor
 from dreamkd.augment import draw_view
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
 from dreamkd.engine import Runtime, spare_bytes, twin
-from dreamkd.engine.memory import free_memory, images_that_fit, largest_that_fits, saved_per_image
+from dreamkd.engine.available import free_memory
+from dreamkd.engine.memory import images_that_fit, largest_that_fits, saved_per_image
 from dreamkd.errors import ConfigError
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier

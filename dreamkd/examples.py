@@ -14,6 +14,7 @@ from dreamkd.data import Preprocessing, check_classes, check_labels, open_images
 from dreamkd.engine import require_memory, spare_bytes
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
+from dreamkd.samples import pixels_sha256
 
 #: Folders in which a run keeps its images, by format.
 _LAYOUTS = (("shards",), ("images", "records"))
@@ -24,6 +25,10 @@ class Examples(NamedTuple):
 
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor  # int64 (N,), on the CPU
+
+    def sha256(self) -> str:
+        """Hash of the pixels and the labels."""
+        return pixels_sha256(self.images, self.labels.tolist())
 
     def near(self, device: str) -> Self:
         """The same, with the images on the device where they take little of its memory."""
@@ -92,8 +97,9 @@ def _is_data_free(path: Path) -> bool:
     layouts = _LAYOUTS[1:] if path.name == "images" else _LAYOUTS
     try:
         resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
+        listed = (folder / "manifest.jsonl").is_file()  # and checked when it was opened
         kept = any(all((folder / part).is_dir() for part in parts) for parts in layouts)
         free = resolved.get("student_data_free", True) and not resolved["config"].get("data")
-        return kept and free
+        return listed and kept and free
     except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -40,6 +40,9 @@ class Format(Protocol):
     def read(self, k: int) -> Iterator[Sample]:
         """Yield the samples of batch `k` in order."""
 
+    def remove(self, k: int) -> None:
+        """Remove batch `k`, which the manifest does not list; raises an `OSError` if it cannot."""
+
 
 #: By the name that `--format` takes: the format in a run folder, for class names by label.
 FORMATS: dict[str, Callable[[Path, Sequence[str]], Format]] = {

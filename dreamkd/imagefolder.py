@@ -162,6 +162,12 @@ class Folders:
             check_png(png, name=name)
             yield Sample(picture.key, png, picture.label, picture.record)
 
+    def remove(self, k: int) -> None:
+        """Remove the PNGs of batch `k`, as far as they were written, and then what names them."""
+        for path in self._named(k):
+            path.unlink(missing_ok=True)
+        self.path(k).unlink()
+
     def pictures(self, k: int) -> list[Picture]:
         """What the record file of batch `k` lists; the PNGs themselves are not read.
 

@@ -99,9 +99,10 @@ class Job:
         if self.recorder is not None and self.workers.leads:
             self.recorder.add(step, outputs)
 
-    @property
+    @cached_property
     def _measured_on(self) -> str | None:
-        return self.measured and self.measured.source
+        """What it is measured on, by content: points of other images are of another curve."""
+        return self.measured and self.measured.examples.sha256()
 
     def resize(self, config: DistillConfig) -> None:
         """Take another size before the first step; nothing but batches and steps may differ."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from dreamkd import models, samples, softlabels
+from dreamkd import models, softlabels
 from dreamkd.config import DistillConfig
 from dreamkd.errors import RunError
 from dreamkd.events import Note, OnEvent, ignore
-from dreamkd.examples import Examples, Labelled, is_data_free, read_labelled
+from dreamkd.examples import Labelled, is_data_free, read_labelled
 from dreamkd.identity import versions
 from dreamkd.models import Classifier
 from dreamkd.partners import load_partner, starting_student
@@ -78,13 +78,13 @@ class Materials:
         )
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What of them a run depends on, beside the teacher: hashes, what the student learned from.
+        """What of them a run depends on, beside the teacher: weights, cards, pixels.
 
         Args: config: settled.
         Raises: ConfigError: labels that were stored are of other views, or of another teacher.
         """
         found: dict[str, Any] = {
-            "data_pixels_sha256": self.given and _pixels_sha256(self.given.examples),
+            "data_pixels_sha256": self.given and self.given.examples.sha256(),
             "bn_prior_sha256": self.prior and self.prior.sha256(),
         }
         if config.labels is not None:
@@ -94,7 +94,9 @@ class Materials:
             wanted |= {f"teacher_{name}": getattr(card, name) for name in softlabels.CARD}
             wanted |= {f"{name}_version": versions()[name] for name in softlabels.DRAWN_BY}
             found["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
+        found["bn_prior"] = self.prior and self.prior.card.facts()
         found["student_sha256"] = self.student.sha256()
+        found["student"] = self.student.card.facts()
         found["student_data_free"] = self.student.card.data_free
         return found
 
@@ -119,7 +121,3 @@ class Materials:
     def source(self, config: DistillConfig) -> str:
         """Where the images come from."""
         return self.given.source if self.given else f"made from {config.teacher}"
-
-
-def _pixels_sha256(examples: Examples) -> str:
-    return samples.pixels_sha256(examples.images, examples.labels.tolist())

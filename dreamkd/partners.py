@@ -48,11 +48,13 @@ class Partners:
         return cls(verifiers=verifiers, prior=prior, student=student)
 
     def identity(self) -> dict[str, Any]:
-        """What of them a run depends on: hashes of their weights, what the student learned from."""
+        """What of them a run depends on: weights, cards, what the student learned from."""
         return {
-            "verifiers": self.verifiers.sha256(),
+            "verifiers": self.verifiers.identity(),
             "bn_prior_sha256": self.prior and self.prior.sha256(),
+            "bn_prior": self.prior and self.prior.card.facts(),
             "student_sha256": self.student and self.student.sha256(),
+            "student": self.student and self.student.card.facts(),
             "student_data_free": self.student is None or self.student.card.data_free,
         }
 
@@ -80,6 +82,7 @@ def _require_alike(student: Classifier, teacher: Classifier) -> None:
     ):
         if a != b:
             raise ModelError(f"--student {ours.architecture}: {what} {a}, but the model has {b}")
+    theirs.require_order(ours, name=f"--student {ours.architecture}")
 
 
 #: Networks built for photographs shrink images of up to this many pixels to nothing.
@@ -120,7 +123,6 @@ def starting_student(
         if config.student_pretrained and student.card.num_classes != card.num_classes:
             student = models.with_new_head(student, num_classes=card.num_classes, seed=config.seed)
         _require_alike(student, teacher)
-        card.require_order(student.card, name=f"--student {spec}")
         names = card.class_names or student.card.class_names
         free = student.card.data_free and not config.student_pretrained
         named = replace(student.card, class_names=names, data_free=free)

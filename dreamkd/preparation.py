@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
 from dreamkd.models import Classifier
 from dreamkd.runs import Run
+from dreamkd.samples import MAX_SIDE
 
 Config = TypeVar("Config", InvertConfig, DistillConfig)
 
@@ -147,7 +148,7 @@ def require_same(run: Run, teacher: Classifier, inputs: Mapping[str, Any]) -> No
 
 def _identity(teacher: Classifier, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on beside its settings."""
-    return {"teacher": _facts(teacher), "teacher_sha256": teacher.sha256(), **inputs}
+    return {"teacher": teacher.card.facts(), "teacher_sha256": teacher.sha256(), **inputs}
 
 
 def settled(config: Config, teacher: Classifier, *, student: Classifier | None = None) -> Config:
@@ -218,6 +219,8 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
     channels, height, width = card.input_size
     shape = (channels, height // factor, width // factor)
     size = "x".join(map(str, shape))
+    if max(height, width) > MAX_SIDE:
+        raise ModelError(f"no file of a run holds images of {size}: a side is at most {MAX_SIDE}")
     if not card.takes_pictures:
         raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
@@ -247,10 +250,3 @@ def _runs(classifier: Classifier, *, factor: int) -> bool:
 
 def _all(config: InvertConfig | DistillConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config)}
-
-
-def _facts(teacher: Classifier) -> dict[str, Any]:
-    """The teacher's card without where it came from, which differs from machine to machine."""
-    facts = asdict(teacher.card)
-    del facts["source"], facts["weights"]
-    return facts

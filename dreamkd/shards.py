@@ -143,6 +143,10 @@ class Tars:
         """`read` batch `k`."""
         return read(self.path(k))
 
+    def remove(self, k: int) -> None:
+        """Remove the tar of batch `k`."""
+        self.path(k).unlink()
+
 
 def _check_layout(file: BinaryIO, name: str, found: Sequence[Member]) -> None:
     """Nothing lies between the members (folders, extended headers) or after the end."""

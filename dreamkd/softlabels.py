@@ -120,6 +120,9 @@ def require_same(run: Path, now: Mapping[str, Any]) -> int:
         raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
     if not kept or not (run / "result.json").exists():
         raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
+    files = (_path(run / FOLDER, first) for first in range(0, int(then["steps"]), SEGMENT))
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise ConfigError(f"--labels {run}: of its labels {', '.join(missing[:3])} are missing")
     now = json.loads(json.dumps(dict(now)))  # tuples as the file has them
     differing = [
         f"{name.replace('_', ' ')} is {then.get(name)!r} there and {value!r} here"

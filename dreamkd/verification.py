@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from dreamkd.engine import normalise, on_device
 from dreamkd.errors import ModelError
 from dreamkd.events import Note, OnEvent
 from dreamkd.models import Classifier
+
+#: Names that mean another network beside them.
+_TAKEN = ("teacher",)
 
 #: Images that are judged at once, however many are made.
 _CHUNK = 64
@@ -59,12 +63,15 @@ class Verifiers:
                     f"{teacher.card.num_classes}"
                 )
             teacher.card.require_order(network.card, name=f"--verifier {spec}")
-            networks[_name(spec, networks)] = network
+            networks[_name(spec, {*networks, *_TAKEN})] = network
         return cls(networks)
 
-    def sha256(self) -> dict[str, str]:
-        """Hash of the weights of each."""
-        return {name: network.sha256() for name, network in self._networks.items()}
+    def identity(self) -> dict[str, Any]:
+        """Of each, what its judgement depends on: the hash of its weights, and its card."""
+        return {
+            name: {"sha256": network.sha256(), **network.card.facts()}
+            for name, network in self._networks.items()
+        }
 
     @contextmanager
     def on(self, device: str) -> Iterator[None]:

@@ -182,6 +182,22 @@ def test_stopped_class_folders_continue_to_the_same_bytes(
     assert facts(folder) == facts(whole_folders)
 
 
+@pytest.mark.parametrize("format_", ["shards", "folder"])
+def test_what_a_longer_run_left_behind_when_it_was_killed_is_removed(
+    tmp_path: Path, format_: str
+) -> None:
+    """It was killed before the manifest listed its batch, and the shorter command comes again."""
+    given = {"out": str(tmp_path / "run"), "format": format_}
+    invert(invert_config(**given))
+    listed, wanted = (tmp_path / "run" / "manifest.jsonl").read_bytes(), facts(tmp_path / "run")
+    invert(invert_config(**given, per_class=6))
+    (tmp_path / "run" / "manifest.jsonl").write_bytes(listed)
+    invert(invert_config(**given))
+    assert facts(tmp_path / "run") == wanted
+    assert len(list(read_run(tmp_path / "run"))) == 40
+    assert len(list((tmp_path / "run").rglob("*.png"))) == (41 if format_ == "folder" else 1)
+
+
 def test_damaged_class_folders_are_named_and_made_again(
     whole_folders: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +223,12 @@ def test_deepdream_needs_no_statistics(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "run" / "resolved.json").read_text())["config"]
     assert settings["r_feature"] == "auto"  # has no effect
     assert result.images == 40
+
+
+def test_images_that_no_file_can_hold_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no file of a run holds images of 1x16x4200"):
+        run(tmp_path / "run", input_size="1,16,4200", per_class=1, r_feature=1.0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch.nn.functional import interpolate
 from dreamkd import models
 from dreamkd.cli import main
 from dreamkd.distillation import distill
-from dreamkd.errors import ModelError
+from dreamkd.errors import ModelError, RunError
 from dreamkd.events import ignore
 from dreamkd.inversion import invert
 from dreamkd.models import Classifier
@@ -103,11 +104,33 @@ def test_a_verifier_is_called_by_its_file_wherever_that_lies(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
-    for path in ("net.safetensors", "other/net.safetensors"):
+    for path in ("net.safetensors", "other/net.safetensors", "teacher.safetensors"):
         models.save(digits, path)
-    specs = ("net.safetensors", "./other/net.safetensors", "digits_resnet14")
+    specs = ("net.safetensors", "./other/net.safetensors", "digits_resnet14", "teacher.safetensors")
     verifiers = Verifiers.load(specs, teacher=digits, trust_pickle=False, on_event=ignore)
-    assert list(verifiers.sha256()) == ["net", "net-2", "digits_resnet14"]
+    # "teacher" alone is the one whose images they are.
+    assert list(verifiers.identity()) == ["net", "net-2", "digits_resnet14", "teacher-2"]
+
+
+@pytest.mark.parametrize("role", ["verifier", "statistics", "rival", "student"])
+def test_what_a_partner_expects_of_images_is_part_of_the_run(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = saved_teacher()
+    models.save(teacher, "p.safetensors")
+    ROLES[role]("p.safetensors", out="run")
+    models.save(replace(teacher, card=replace(teacher.card, mean=(0.1,) * 3)), "p.safetensors")
+    with pytest.raises(RunError, match=r"was made with .*0\.4.*, which is now .*0\.1"):
+        ROLES[role]("p.safetensors", out="run")
+
+
+def test_a_rival_s_classes_stand_in_the_same_order(digits: Classifier, tmp_path: Path) -> None:
+    turned = replace(digits.card, class_names=digits.card.class_names[::-1])
+    models.save(replace(digits, card=turned), tmp_path / "s.safetensors")
+    rival = {"method": "adaptive", "student": str(tmp_path / "s.safetensors")}
+    with pytest.raises(ModelError, match=r"--student .*: its classes are in another order"):
+        invert(invert_config(**rival, out=str(tmp_path / "run")))
 
 
 def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Path) -> None:

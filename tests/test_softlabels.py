@@ -188,6 +188,17 @@ def test_labels_of_an_unfinished_run_are_refused(made: Path, whole: Path, tmp_pa
         run(tmp_path / "run", made, labels=str(tmp_path / "other"))
 
 
+def test_labels_of_which_a_file_is_missing_are_refused(
+    made: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "other")
+    first, *_ = sorted((tmp_path / "other" / "labels").iterdir())
+    first.unlink()
+    with pytest.raises(ConfigError, match=rf"of its labels {first.name} are missing"):
+        run(tmp_path / "run", made, labels=str(tmp_path / "other"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_labels_than_classes_take_no_more_room(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dreamkd.engine.available import free_memory
 from dreamkd.errors import RunError
 
 #: Bytes of a step over the bytes that its forward pass saves: gradients and temporaries.
@@ -74,16 +74,6 @@ def chunks(count: int, size: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
-def free_memory() -> int:
-    """Bytes of main memory that this process may still take: of the machine, or of its cgroup."""
-    limits = [_machine()]
-    for usage, limit in _CGROUPS:
-        text = limit.read_text().strip() if limit.is_file() else "max"
-        if text.isdigit() and usage.is_file():
-            limits.append(int(text) - int(usage.read_text()))
-    return max(0, min(limits))
-
-
 def require_memory(images: int, size: tuple[int, int, int], *, advice: str) -> None:
     """Check that so many uint8 images of (C, H, W) fit into the free main memory.
 
@@ -92,8 +82,8 @@ def require_memory(images: int, size: tuple[int, int, int], *, advice: str) -> N
     needed, free = images * math.prod(size), free_memory()
     if needed > free:
         raise RunError(
-            f"{images} images take {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are "
-            f"free: {advice}"
+            f"{images} images take {needed / 2**20:,.0f} MiB of memory, and {free / 2**20:,.0f} "
+            f"are free: {advice}"
         )
 
 
@@ -113,13 +103,6 @@ def spare_bytes(device: str) -> int:
     return min(total // _SPARE, free // _SPARE_OF_FREE)
 
 
-def _machine() -> int:
-    path = Path("/proc/meminfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(available[0]) * 1024 if available else 2**62  # unknown: nothing is cut
-
-
 def largest_that_fits(attempt: Callable[[int], object], count: int) -> int:
     """Halve `count` until `attempt` of that many images does not run out of memory.
 
@@ -136,12 +119,3 @@ def largest_that_fits(attempt: Callable[[int], object], count: int) -> int:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         count = -(-count // 2)
-
-
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.max")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    ),
-)

@@ -6,9 +6,10 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from dreamkd import checkpoint
@@ -63,6 +64,12 @@ class Card:
         """Whether its images are grey or RGB, which is what picture files hold."""
         return self.input_size[0] in (1, 3)
 
+    def facts(self) -> dict[str, Any]:
+        """All but where it came from, which differs from machine to machine."""
+        facts = asdict(self)
+        del facts["source"], facts["weights"]
+        return facts
+
     def require_order(self, other: Card, *, name: str) -> None:
         """Refuse a network `name` whose card names the same classes in another order.
 
@@ -105,7 +112,7 @@ class Classifier:
 
         Args:
             module: gives logits (B, num_classes) for normalised images (B, C, H, W); put into eval
-                mode and float32.
+                mode and float32, and onto the CPU.
             input_size: (C, H, W).
             mean: per channel, of images in [0, 1].
             std: per channel.
@@ -117,16 +124,16 @@ class Classifier:
             weights="own",
             source=name,
             num_classes=num_classes,
-            class_names=class_names,
+            class_names=tuple(class_names),
             input_size=input_size,
-            mean=mean,
-            std=std,
+            mean=tuple(mean),
+            std=tuple(std),
             interpolation="bicubic",
             crop_pct=1.0,
             parameters=parameters(module),
             pretrained=True,
         )
-        return cls(module.float().eval(), card)
+        return cls(module.to("cpu", torch.float32).eval(), card)
 
     def copy(self) -> Self:
         """The same network in memory of its own."""
