@@ -24,10 +24,10 @@ from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import (
     LOOK,
     Runtime,
+    WeightAverage,
     check_finite,
     compile_step,
     fixed,
-    move_average,
     normalise,
     optimizer,
     rate,
@@ -85,7 +85,7 @@ class Training:
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
         self._running = running_statistics(self._module)
         self._optimizer = optimizer(self._module, config)
-        self._average = copy.deepcopy(self._module).eval() if config.ema else None
+        self._average = WeightAverage(self._module, config.ema) if config.ema else None
 
     def __enter__(self) -> Self:
         if self._stored is None:
@@ -140,7 +140,7 @@ class Training:
             self._optimizer.step()
             self.step = step + 1
             if self._average is not None:
-                move_average(self._average, self._module, config.ema, step=step)
+                self._average.move(step=step)
             if self.step % LOOK == 0 or self.step == until:
                 terms = {"kd": float(loss)}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
@@ -156,7 +156,7 @@ class Training:
         """
         tensors = {f"student.{k}": v for k, v in self._module.state_dict().items()}
         if self._average is not None:
-            tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
+            tensors |= {f"average.{k}": v for k, v in self._average.module.state_dict().items()}
         for name, parameter in self._module.named_parameters():
             for moment, value in self._optimizer.state[parameter].items():
                 if value is not None:  # SGD without momentum keeps a None
@@ -170,7 +170,7 @@ class Training:
         """Continue from what `state` gave."""
         self._module.load_state_dict(under("student.", tensors))
         if self._average is not None:
-            self._average.load_state_dict(under("average.", tensors))
+            self._average.module.load_state_dict(under("average.", tensors))
         moments = {moment: under(f"{moment}.", tensors) for moment in _MOMENTS}
         for name, parameter in self._module.named_parameters():
             for moment, values in moments.items():
@@ -187,7 +187,7 @@ class Training:
         """Back to step 0: the weights that the student came with, no moments."""
         self._module.load_state_dict(self._start)
         if self._average is not None:
-            self._average.load_state_dict(self._start)
+            self._average.module.load_state_dict(self._start)
         self._optimizer.state.clear()
         self.step, self.seconds = 0, 0.0
 
@@ -206,7 +206,8 @@ class Training:
 
         Args: examples: the bank.
         """
-        module, count = self._average or self._module, self.config.bn_recalibration
+        module = self._average.module if self._average is not None else self._module
+        count = self.config.bn_recalibration
         if count:
             module = copy.deepcopy(module)
             card, steps = self.student.card, int(self.config.steps)

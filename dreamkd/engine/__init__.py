@@ -7,18 +7,18 @@ from dreamkd.engine.memory import chunks, require_memory, spare_bytes
 from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
-from dreamkd.engine.weights import move_average, optimizer
+from dreamkd.engine.weights import WeightAverage, optimizer
 
 __all__ = [
     "LOOK",
     "Runtime",
+    "WeightAverage",
     "check_finite",
     "chunks",
     "compile_step",
     "enough_memory",
     "fixed",
     "frozen",
-    "move_average",
     "normalise",
     "on_device",
     "optimizer",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import compress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dreamkd.config import DistillConfig
 
@@ -25,20 +27,29 @@ def optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
-@torch.no_grad()
-def move_average(average: nn.Module, module: nn.Module, decay: float, *, step: int) -> None:
-    """Move the average of a module's weights after a step.
+class WeightAverage:
+    """A copy of a module whose weights follow those of the module.
 
         average <- d average + (1 - d) module,   d = min(decay, (1 + step) / (10 + step))
 
     Running statistics are averaged like weights; the start of training is soon forgotten.
     """
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
-    floats: list[tuple[Tensor, Tensor]] = []
-    for old, new in pairs:
-        if old.is_floating_point():
-            floats.append((old, new))
-        else:
-            old.copy_(new)  # the count of batches
-    torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], share)
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        """Begin as `module` is; its tensors must stay where they are."""
+        self.module = copy.deepcopy(module).eval()
+        self._decay = decay
+        ours, theirs = (tuple(m.state_dict().values()) for m in (self.module, module))
+        # Found once: a step then takes two launches, however many tensors there are.
+        kinds = [tensor.is_floating_point() for tensor in ours]
+        self._ours, self._theirs = ([*compress(some, kinds)] for some in (ours, theirs))
+        counts = [not kind for kind in kinds]  # of batches
+        self._counts, self._their_counts = ([*compress(some, counts)] for some in (ours, theirs))
+
+    @torch.no_grad()
+    def move(self, *, step: int) -> None:
+        """Follow the weights after a step."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._ours, self._theirs, share)
+        if self._counts:
+            torch._foreach_copy_(self._counts, self._their_counts)
