@@ -85,6 +85,16 @@ def refining_steps(config: ImageConfig) -> int:
     return 0 if config.images == "pixels" else int(config.refine_steps)
 
 
+def graphs(config: ImageConfig, *, rival: bool = False) -> int:
+    """Steps of different form: of each resolution, some with a rival, and of refined pixels."""
+    return len(list(stages(config))) * (1 + rival) + (refining_steps(config) > 0)
+
+
+def full_steps(config: ImageConfig) -> float:
+    """Steps that a batch takes, by settled settings, in steps at full resolution."""
+    return sum(steps / factor**2 for factor, steps in stages(config)) + refining_steps(config)
+
+
 def steps_per_batch(config: ImageConfig) -> int:
     """Optimisation steps that a batch takes, by settled settings."""
     return int(config.image_steps) + refining_steps(config)

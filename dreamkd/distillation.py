@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,7 @@ def _lead(
             teacher=teacher,
             prior=materials.prior,
             student=rival,
-            image_steps=lambda c: footprint.image_steps(c) // workers.world,
-            budget=footprint.seconds_a_graph(config),
+            work=partial(footprint.work, workers=workers.world),
             inputs=inputs,
             check=None if planning else check,
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dreamkd import samples, softlabels, timetable
 from dreamkd.config import DistillConfig
-from dreamkd.course import steps_per_batch
-from dreamkd.engine import require_memory
+from dreamkd.course import full_steps, graphs
+from dreamkd.engine import Work, require_memory
 from dreamkd.files import require_room
 from dreamkd.images import IMAGES
 from dreamkd.models import Classifier
@@ -15,20 +15,17 @@ from dreamkd.runs import Run
 _FEWER = "lower --rounds, --first-batches or --image-batch-size"
 
 
-def image_steps(config: DistillConfig) -> int:
-    """Images times steps of the whole job; compiling gains a tenth as much on a student step."""
-    learned = int(config.steps) * int(config.batch_size) // 10
-    return learned if config.data else learned + _images(config) * steps_per_batch(config)
+def work(config: DistillConfig, *, workers: int) -> Work:
+    """Each worker's part of the whole job: images alone, with a rival, and the student's steps.
 
-
-def seconds_a_graph(config: DistillConfig) -> float | None:
-    """Of the budget, for each of what is compiled; None without one.
-
-    It is the student's step, and where images are made: alone, with a rival, and refined.
+    Compiling gains a tenth as much on a step of the student.
     """
-    if config.budget_minutes is None:
-        return None
-    return 60 * config.budget_minutes / (1 if config.data else 4)
+    steps, kinds = int(config.steps) * int(config.batch_size) / 10, 1
+    if not config.data:
+        steps += _images(config) * full_steps(config)
+        kinds += graphs(config, rival=timetable.any_competes(config))
+    seconds = 60 * config.budget_minutes if config.budget_minutes is not None else None
+    return Work(steps / workers, kinds, seconds)
 
 
 def require(config: DistillConfig, student: Classifier, run: Run) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 from dreamkd import models
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
-from dreamkd.course import steps_per_batch
+from dreamkd.course import full_steps, graphs
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, enough_memory
+from dreamkd.engine import Runtime, Work, enough_memory
 from dreamkd.errors import ConfigError, RunError
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.files import require_room
@@ -125,7 +125,7 @@ def _lead(
             teacher=teacher,
             prior=partners.prior,
             student=partners.student,
-            image_steps=lambda c: layout.count * steps_per_batch(c) // workers.world,
+            work=lambda c: Work(layout.count * full_steps(c) / workers.world, graphs(c)),
             inputs=inputs,
             check=check,
         )

@@ -11,7 +11,7 @@ import torch
 
 from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
-from dreamkd.engine import Runtime, enough_memory, twin, worth_compiling
+from dreamkd.engine import Runtime, Work, enough_memory, twin, worth_compiling
 from dreamkd.errors import ModelError, RunError
 from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
@@ -29,8 +29,7 @@ def prepare(
     teacher: Classifier,
     prior: Classifier | None = None,
     student: Classifier | None = None,
-    image_steps: Callable[[Config], int],
-    budget: float | None = None,
+    work: Callable[[Config], Work],
     inputs: Mapping[str, Any],
     check: Callable[[Config], None] | None,
 ) -> tuple[Config, Runtime]:
@@ -39,9 +38,7 @@ def prepare(
     Args:
         prior: the network whose statistics are matched, if not the teacher.
         student: the rival of images that compete.
-        image_steps: images times steps of the whole job, by the settled settings.
-        budget: seconds that the job is to take, if its steps follow from them, for each graph that
-            it compiles.
+        work: of the whole job, by the settled settings.
         inputs: hashes of what else the outcome depends on, such as data that are read.
         check: of the settled settings, before anything is measured; may raise. None where their
             size is not known yet.
@@ -65,9 +62,7 @@ def prepare(
         config = _measured(config, teacher, runtime=runtime, prior=prior, student=student)
         if config.compile == "auto":
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
-            earns = worth_compiling(
-                calls, image_steps=image_steps(config), device=runtime.device, seconds=budget
-            )
+            earns = worth_compiling(calls, work(config), device=runtime.device)
             config = replace(config, compile="on" if earns else "off")
     return config, runtime
 

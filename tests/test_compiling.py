@@ -15,7 +15,7 @@ from torch._functorch import config as functorch
 from dreamkd.batch import Batch
 from dreamkd.batchnorm import Call, Layer, trace
 from dreamkd.config import settle
-from dreamkd.engine import Runtime, compile_step, worth_compiling
+from dreamkd.engine import Runtime, Work, compile_step, worth_compiling
 from dreamkd.events import Event, Hint
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
@@ -156,16 +156,17 @@ def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(
 
 def test_short_jobs_are_not_compiled(digits: Classifier) -> None:
     calls = trace(digits.module, torch.zeros(1, 1, 16, 16))
-    assert not worth_compiling(calls, image_steps=100 * 128, device="cpu")
-    assert worth_compiling(calls, image_steps=10**7, device="cpu")
+    assert not worth_compiling(calls, Work(100 * 128, 1), device="cpu")
+    assert worth_compiling(calls, Work(10**7, 1), device="cpu")
+    assert not worth_compiling(calls, Work(10**7, 1000), device="cpu")
     big = [Call(Layer("", torch.nn.BatchNorm2d(1)), (1, 64, 112, 112))] * 50
-    assert worth_compiling(big, image_steps=84 * 600, device="cpu")
-    assert not worth_compiling(big, image_steps=84 * 600, device="cuda:0")
-    assert worth_compiling(big, image_steps=84 * 60000, device="cuda:0")
+    assert worth_compiling(big, Work(84 * 600, 1), device="cpu")
+    assert not worth_compiling(big, Work(84 * 600, 1), device="cuda:0")
+    assert worth_compiling(big, Work(84 * 60000, 1), device="cuda:0")
     # A job that fills a given time: a fifth of it pays for 15 s and one for each of the layers.
-    enough = 5 * (15 + len(calls))
-    assert worth_compiling(calls, image_steps=1, device="cpu", seconds=enough)
-    assert not worth_compiling(calls, image_steps=10**7, device="cpu", seconds=enough - 1)
+    enough = 5 * 3 * (15 + len(calls))
+    assert worth_compiling(calls, Work(1, 3, enough), device="cpu")
+    assert not worth_compiling(calls, Work(10**7, 3, enough - 1), device="cpu")
 
 
 @pytest.mark.slow

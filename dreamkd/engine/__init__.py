@@ -1,6 +1,6 @@
 """What every loop shares: where it computes, at which rate, behind which guards."""
 
-from dreamkd.engine.compiling import compile_step, worth_compiling
+from dreamkd.engine.compiling import Work, compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import LOOK, check_finite, enough_memory
 from dreamkd.engine.memory import chunks, require_memory, spare_bytes
@@ -13,6 +13,7 @@ __all__ = [
     "LOOK",
     "Runtime",
     "WeightAverage",
+    "Work",
     "check_finite",
     "chunks",
     "compile_step",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch._functorch import config as functorch
@@ -24,29 +24,32 @@ _MOST_GRAPHS = 256
 _SETTINGS = ("autograd_cache_allow_custom_autograd_functions", "force_non_lazy_backward_lowering")
 
 
-def worth_compiling(
-    calls: Sequence[Call], *, image_steps: int, device: str, seconds: float | None = None
-) -> bool:
+class Work(NamedTuple):
+    """What there is to compile in a job, and how often it is used."""
+
+    image_steps: float  # images times steps, each as much of one as its resolution makes it
+    graphs: int  # steps of different form
+    seconds: float | None = None  # that the job is given; then its steps follow from them
+
+
+def worth_compiling(calls: Sequence[Call], work: Work, *, device: str) -> bool:
     """Whether compiling earns its time back, by a rule that needs no clock.
 
     A rule, not a timing: the decision must be the same in every run of the same command. Measured
-    on two CPU cores, with nothing cached: compiling costs about 15 s and another for each
+    on two CPU cores, with nothing cached: compiling a graph costs about 15 s and another for each
     batch-norm layer, and saves about 6 ns per element that flows into one. On CUDA, where a step is
     launched as one graph either way, it saves memory traffic, by an estimate 0.03 ns per element. A
     job that fills a given time is compiled where that costs it no more than a fifth.
 
     Args:
         calls: the batch-norm calls of a forward pass on one image.
-        image_steps: images times steps, over the whole job.
         device: where it is computed.
-        seconds: of the time that the job is given, if it is, for each graph that it compiles; then
-            its steps do not count.
     """
-    cost = 15 + len(calls)
-    if seconds is not None:
-        return seconds >= 5 * cost
+    cost = work.graphs * (15 + len(calls))
+    if work.seconds is not None:
+        return work.seconds >= 5 * cost
     elements = sum(math.prod(call.shape) for call in calls)
-    return image_steps * elements * (6e-9 if device == "cpu" else 3e-11) > cost
+    return work.image_steps * elements * (6e-9 if device == "cpu" else 3e-11) > cost
 
 
 def compile_step(function: Step, *, on_event: OnEvent) -> Step:
