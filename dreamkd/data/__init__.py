@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ class ImageSet:
     def labelled_by(self, card: Card) -> ImageSet:
         """The same, labelled by the names of classes where the network's are the same words.
 
+        Case, spaces, `_` and `-` make no other word where the network has no two that differ so.
         Their order may then be another, and the pictures may be of some of the classes alone.
 
         Raises: DataError: some of the data's names are the network's, and others are not.
@@ -97,20 +99,46 @@ class ImageSet:
 def _numbers(pictures: Pictures, card: Card) -> tuple[int, ...]:
     """The network's number of each of the pictures' classes; empty where no name is in common.
 
-    Raises: DataError: some names are, and others are not, or stand for two classes.
+    A name that is none of the network's stands for one that differs from it by case, spaces, `_`
+    and `-` alone.
+
+    Raises: DataError: some names are, and others are not, or stand for two classes, or for another
+        name's class.
     """
     names, known = pictures.class_names, card.class_names
-    if not {*names} & {*known}:
+    same, alike = _by_word(known, str), _by_word(known, _plain)
+    found = [same.get(name) or alike.get(_plain(name), []) for name in names]
+    if not any(found):
         return ()
-    for name in names:
-        if known.count(name) != 1:
-            what = f"two classes of {card.architecture}" if name in known else ""
+    taken: dict[int, str] = {}
+    for name, numbers in zip(names, found, strict=True):
+        if len(numbers) != 1:
+            what = f"two classes of {card.architecture}" if numbers else ""
             what = what or f"no class of {card.architecture}{nearest(name, known)}"
             raise DataError(
                 f"{pictures.source}: {name!r} names {what}; rename it, or the network's classes by "
                 "--class-names"
             )
-    return tuple(map(known.index, names))
+        other = taken.setdefault(numbers[0], name)
+        if other != name:
+            raise DataError(
+                f"{pictures.source}: {other!r} and {name!r} both name {known[numbers[0]]!r} of "
+                f"{card.architecture}; rename one of them, or join them"
+            )
+    return tuple(number for (number,) in found)
+
+
+def _by_word(names: Iterable[str], word: Callable[[str], str]) -> dict[str, list[int]]:
+    """The numbers of the names that come to one word, by that word."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(word(name), []).append(number)
+    return found
+
+
+def _plain(name: str) -> str:
+    """A name without case, spaces, `_` and `-`; as it is if it is nothing else."""
+    return re.sub(r"[\s_-]+", "", name).casefold() or name
 
 
 def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
@@ -118,7 +146,8 @@ def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
 
     Class folders are numbered in alphabetical order, unless `ImageSet.labelled_by` finds their
     names among a network's. A tar beside a `manifest.jsonl`, or in the
-    `shards/` of a run folder with one, is checked against it before anything is read.
+    `shards/` of a run folder with one, is checked against it before anything is read; of a folder
+    nothing that it lists may be missing.
 
     Raises:
         DataError: `spec` is not of a legal form, nothing is there, or what is there is damaged.

@@ -6,9 +6,10 @@ import glob
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dreamkd import manifest, shards
+from dreamkd.data.classfolders import class_folders, described, is_hidden, parts
 from dreamkd.data.pictures import FORMS, Entry, PictureFiles, read
 from dreamkd.errors import DataError
 from dreamkd.imagefolder import Folders
@@ -25,7 +26,8 @@ def open_path(spec: str) -> PictureFiles:
     """Open a directory, a tar, a run folder or a glob of tars.
 
     Raises:
-        DataError: nothing is there, or what is there is not labelled pictures.
+        DataError: nothing is there, or what is there is not labelled pictures, or class folders
+            and tars, or a run of which a shard is lost.
     """
     path = Path(spec)
     if path.is_dir():
@@ -37,17 +39,32 @@ def open_path(spec: str) -> PictureFiles:
         tars = sorted(inside.glob("*.tar"))
         if inside is not path and not tars:
             raise DataError(f"{inside} holds no shards yet; run the command that makes them again")
-        return _open_tars(spec, tars) if tars else _open_image_folder(path)
+        if not tars:
+            return _open_image_folder(path)
+        if inside is path:
+            _require_no_class_folders(path, tars)
+        return _open_tars(spec, tars, whole=True)
     tars = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(spec))]
     if not tars:
         raise DataError(f"no data at {spec}; legal are {'; '.join(FORMS)}")
-    return _open_tars(spec, tars)
+    return _open_tars(spec, tars, whole=False)
+
+
+def _require_no_class_folders(root: Path, tars: Sequence[Path]) -> None:
+    """Refuse a folder of which either the tars or the class folders would go unread.
+
+    Raises: DataError: pictures lie in folders beside the tars.
+    """
+    for name in _folder_names(root):
+        if _picture_files(root / name):
+            raise DataError(
+                f"{root} holds a tar ({tars[0].name}) and class folders ({name}); to read the tar, "
+                f"name {tars[0]} or a glob; to read the class folders, move the tar elsewhere"
+            )
 
 
 def _open_image_folder(root: Path) -> PictureFiles:
-    classes = sorted(
-        folder.name for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."
-    )
+    classes = _folder_names(root)
     if not classes:
         raise DataError(
             f"{root} holds neither class folders nor tars; legal are {'; '.join(FORMS)}"
@@ -58,7 +75,7 @@ def _open_image_folder(root: Path) -> PictureFiles:
         if not found:  # skipping the folder would shift the labels of all later ones
             raise DataError(f"class folder {root / name} holds no pictures; remove or fill it")
         entries += [Entry(path, 0, path.stat().st_size, label, "") for path in found]
-    source = f"{root}: {len(entries)} pictures in {_class_folders(classes)}"
+    source = f"{root}: {len(entries)} pictures in {described(classes)}"
     return PictureFiles(entries, source=source, class_names=classes)
 
 
@@ -91,16 +108,36 @@ def _open_run_of_folders(run: Path) -> PictureFiles:
     return PictureFiles(entries, source=source, class_names=(), synthesised=True)
 
 
+def _folder_names(root: Path) -> list[str]:
+    return sorted(f.name for f in root.iterdir() if f.is_dir() and not is_hidden(f.name))
+
+
 def _picture_files(folder: Path) -> list[Path]:
-    """Pictures below a folder, sorted; links are followed, hidden files are not pictures."""
+    """Pictures below a folder, sorted; what is hidden holds none.
+
+    Links are followed, but no folder is entered twice, and none that `folder` lies in.
+    """
+    entered = {_identity(above) for above in folder.absolute().parents}
     found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if _identity(parent) in entered:
+            folders.clear()
+            continue
+        entered.add(_identity(parent))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [Path(parent, name) for name in names if _is_picture(name)]
     return sorted(found)
 
 
-def _open_tars(spec: str, tars: Sequence[Path]) -> PictureFiles:
-    checked = _check_manifests(tars)
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _open_tars(spec: str, tars: Sequence[Path], *, whole: bool) -> PictureFiles:
+    """Args: whole: `spec` is a folder, of whose manifest nothing may be missing."""
+    synthesised = _check_manifests(tars, whole=whole)
+    checked = ", equal to the manifest" if synthesised else ""
     found = [(tar, member) for tar in tars for member in members(tar)]
     pictures = [(tar, member) for tar, member in found if _is_picture(member.name)]
     if not pictures:
@@ -114,28 +151,16 @@ def _open_tars(spec: str, tars: Sequence[Path]) -> PictureFiles:
     if any((tar, _key(member.name) + end) in beside for tar, member in pictures for end in _LABELS):
         entries = [_labelled(tar, member, beside) for tar, member in pictures]
         source = f"{what}, WebDataset layout{checked}"
-        return PictureFiles(entries, source=source, class_names=(), synthesised=bool(checked))
-    folders = [PurePosixPath(member.name).parent.name for _, member in pictures]
-    if "" in folders:
-        nameless = pictures[folders.index("")][1].name
-        raise DataError(f"{spec}: {nameless!r} has neither a class folder nor a .cls beside it")
+        return PictureFiles(entries, source=source, class_names=(), synthesised=synthesised)
+    folders = class_folders(spec, pictures)
     classes = sorted(set(folders))
     rank = {name: label for label, name in enumerate(classes)}
     entries = [
         Entry(tar, member.offset, member.size, rank[folder], member.name)
         for (tar, member), folder in zip(pictures, folders, strict=True)
     ]
-    source = f"{what}, {_class_folders(classes)}{checked}"
+    source = f"{what}, {described(classes)}{checked}"
     return PictureFiles(entries, source=source, class_names=classes)
-
-
-def _class_folders(classes: Sequence[str]) -> str:
-    """How many, and where their names are numbers that are not in their own order: in which."""
-    count = f"{len(classes)} class folders"
-    numbered = all(name.isdecimal() for name in classes)
-    if not numbered or list(classes) == sorted(classes, key=int):
-        return count
-    return f"{count}, labelled in the order {', '.join(classes[:4])}, ..."
 
 
 def _labelled(tar: Path, picture: Member, beside: Mapping[tuple[Path, str], Member]) -> Entry:
@@ -156,31 +181,48 @@ def _labelled(tar: Path, picture: Member, beside: Mapping[tuple[Path, str], Memb
     return Entry(tar, picture.offset, picture.size, label, picture.name)
 
 
-def _check_manifests(tars: Sequence[Path]) -> str:
-    """Check tars against the manifest of their run folder, where there is one.
+def _check_manifests(tars: Sequence[Path], *, whole: bool) -> bool:
+    """Check tars against the manifests of their run folders, and say whether all have one.
 
     Raises:
-        DataError: a tar is not the one that the manifest lists.
+        DataError: a tar is not the one that its manifest lists, or `whole` and one is missing.
     """
     manifests: dict[Path, dict[str, manifest.Shard]] = {}
-    for tar in tars:
-        run = tar.parent.parent if tar.parent.name == "shards" else tar.parent
-        path = run / "manifest.jsonl"
-        if not path.is_file():
-            continue
+    listed = [(tar, path) for tar in tars if (path := _manifest(tar)).is_file()]
+    for tar, path in listed:
         if path not in manifests:
             manifests[path] = manifest.read(path)
         if tar.name not in manifests[path]:
             raise DataError(
                 f"{tar} is not in {path}; if the run was interrupted, run the same command again"
             )
+    if whole:
+        for path, known in manifests.items():
+            _require_all(tars, path, known)
+    for tar, path in listed:
         shards.verify(tar, manifests[path][tar.name])
-    return ", equal to the manifest" if manifests else ""
+    return len(listed) == len(tars)
+
+
+def _require_all(tars: Sequence[Path], path: Path, known: Mapping[str, manifest.Shard]) -> None:
+    missing = sorted(known.keys() - {tar.name for tar in tars})
+    if missing:
+        others = f", as are {len(missing) - 1} more" if missing[1:] else ""
+        raise DataError(
+            f"{tars[0].with_name(missing[0])} is missing although {path} lists it{others}; the "
+            "run's own command makes it again"
+        )
+
+
+def _manifest(tar: Path) -> Path:
+    """Where the manifest is that lists a tar, if there is one."""
+    run = tar.parent.parent if tar.parent.name == "shards" else tar.parent
+    return run / "manifest.jsonl"
 
 
 def _is_picture(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return base[:1] != "." and base.rpartition(".")[2].lower() in SUFFIXES
+    ending = name.rpartition("/")[2].rpartition(".")[2].lower()
+    return ending in SUFFIXES and not any(map(is_hidden, parts(name)))
 
 
 def _key(name: str) -> str:

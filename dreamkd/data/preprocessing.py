@@ -23,6 +23,11 @@ MAX_PIXELS = 2**26
 #: What a picture file may hold. Never Pillow's whole list: it runs Ghostscript on EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 
+_WHITE = 2**16 - 1  # the largest grey value of 16 bits, which is 257 * 255
+
+#: Formats that have no more than 16 bits, whatever integers Pillow reads them into.
+_ALWAYS_16_BITS = ("PNG", "PPM")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -58,7 +63,8 @@ def preprocess(picture: Image.Image, how: Preprocessing) -> Tensor:
     small ones with black included.
 
     Raises:
-        DataError: the resized picture would be too large (an extreme aspect ratio).
+        DataError: the resized picture would be too large (an extreme aspect ratio), or its values
+            have no known range.
     """
     channels, height, width = how.input_size
     picture = _in_mode(picture, "L" if channels == 1 else "RGB")
@@ -93,9 +99,30 @@ def decode(data: bytes, *, name: str) -> Image.Image:
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        picture = _in_8_bits(picture)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns on the direct way, the colours are equal
     return picture.convert(mode)
+
+
+def _in_8_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits in 8, rounded; Pillow's own way clips at 255.
+
+    Integers of 32 bits, which TIFF has, are taken for 8 bits if none is above 255.
+
+    Raises:
+        DataError: values are no integers, or do not fit into 16 bits.
+    """
+    if picture.mode == "F":
+        raise DataError("grey values are floating point, of no known range; store 8 or 16 bits")
+    values = np.asarray(picture).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > _WHITE:
+        raise DataError(f"grey values are {low} to {high}; legal is 0 to {_WHITE}")
+    if picture.mode != "I" or picture.format in _ALWAYS_16_BITS or high > 255:
+        values = (values + 128) // 257  # round(values / 257): a half never occurs
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Preprocessing: equal to timm's and torchvision's to the bit."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from dreamkd.data import Preprocessing, preprocess
-from dreamkd.errors import ConfigError
+from dreamkd.data import Preprocessing, open_images, preprocess
+from dreamkd.errors import ConfigError, DataError
 
 GREY = Preprocessing(input_size=(1, 4, 4))
 RGB = Preprocessing(input_size=(3, 4, 4))
@@ -78,3 +80,62 @@ def test_a_transparent_palette_gives_its_colours_without_a_warning():
 def test_illegal_preprocessing_is_refused(field, says):
     with pytest.raises(ConfigError, match=says):
         Preprocessing(**{"input_size": (3, 8, 8), **field})
+
+
+DEEP = [[0, 128, 129, 385], [386, 1000, 32768, 65535], [255, 256, 257, 258], [1, 2, 65406, 65407]]
+ROUNDED = [[0, 0, 1, 1], [2, 4, 128, 255], [1, 1, 1, 1], [0, 0, 254, 255]]
+
+
+def stored(image: Image.Image, form: str) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    image = Image.open(buffer)
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("how", [GREY, RGB])
+def test_grey_of_16_bits_is_rounded_to_8(form, how):
+    image = stored(Image.fromarray(np.array(DEEP, np.uint16)), form)
+    expected = torch.tensor(ROUNDED, dtype=torch.uint8).expand(how.input_size)
+    assert torch.equal(preprocess(image, how), expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_grey_of_16_bits_is_rounded_in_every_order_of_bytes(mode):
+    order = {"I;16B": ">u2", "I;16N": "=u2"}.get(mode, "<u2")
+    image = Image.frombytes(mode, (4, 4), np.array(DEEP, order).tobytes())
+    assert preprocess(image, GREY).tolist() == [ROUNDED]
+
+
+def test_a_dark_picture_of_16_bits_stays_dark():
+    dark = np.full((4, 4), 255, np.uint16)
+    for form in ("PNG", "PPM", "TIFF"):
+        assert preprocess(stored(Image.fromarray(dark), form), GREY).unique().tolist() == [1]
+
+
+def test_integers_of_32_bits_are_as_many_as_they_need():
+    for value, expected in ((255, 255), (65535, 255), (25700, 100)):
+        image = stored(Image.fromarray(np.full((4, 4), value, np.int32)), "TIFF")
+        assert image.mode == "I"
+        assert preprocess(image, GREY).unique().tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "x.tiff: grey values are floating point, of no known"),
+        (
+            np.full((4, 4), 65536, np.int32),
+            r"x.tiff: grey values are 65536 to 65536; legal is 0 to",
+        ),
+        (np.full((4, 4), -1, np.int32), r"x.tiff: grey values are -1 to -1; legal is 0 to 65535"),
+    ],
+)
+def test_grey_of_no_known_range_is_refused(tmp_path, values, says):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(values).save(tmp_path / "a" / "x.tiff")
+    images = open_images(str(tmp_path), preprocessing=GREY)
+    with pytest.raises(DataError, match=says):
+        images[0]
