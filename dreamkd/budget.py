@@ -30,10 +30,6 @@ from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
 
-#: A plan of fewer rounds than usual has fewer student steps in each, by this power of its share of
-#: them: else its images are too few (docs/benchmarks.md, "A short budget on a slow CPU").
-_FEWER_STEPS = 1 / 6
-
 #: However short, a plan leaves the student so much of the time, or what it usually has if less.
 _LEAST_SHARE = 1 / 4
 
@@ -122,8 +118,9 @@ def largest_plan(
 
         first_batches first + rounds batch + steps step = seconds
 
-    With a share s of the usual rounds come s min(1, s)^(1/6) of the usual steps, or as many as fill
-    the student's least share of the time; what is left of another round is the student's too.
+    With a share of the usual rounds comes the same share of the usual steps, or as many as fill the
+    student's least share of the time; what is left of another round is the student's too. Nothing
+    else was better (docs/benchmarks.md, "A short budget on a slow CPU").
 
     Args:
         config: settled; its `rounds` and `steps` are the usual ones.
@@ -150,9 +147,8 @@ def largest_plan(
     least = min(_LEAST_SHARE / (1 - _LEAST_SHARE), learning / images(usual))
 
     def cost(rounds: int) -> float:
-        share, making = rounds / usual, images(rounds)
-        fewer = share * math.pow(min(1.0, share), _FEWER_STEPS)
-        return making + max(fewer * learning, least * making)
+        making = images(rounds)
+        return making + max(learning * rounds / usual, least * making)
 
     rounds = bisect.bisect_right(range(1, most + 1), seconds, key=cost)
     if rounds < 1:

@@ -47,18 +47,6 @@ def test_as_many_whole_rounds_as_fit_and_the_rest_is_the_student_s(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "rounds", "steps"),
-    # Of 64 rounds with 20 steps of 1 each; a single one has (1/64)^(1/6) * 20 = 10, which after 5
-    # first batches of 2 is 10 + 3 + 10 = 23.
-    [(1482.25, 64, 1280), (23.25, 1, 10)],
-)
-def test_a_round_of_a_shorter_plan_has_fewer_steps(seconds: float, rounds: int, steps: int) -> None:
-    config = settled(first_batches=5, rounds=64, steps=1280)
-    pace = PACE._replace(step=1.0)
-    assert largest_plan(config, pace, seconds=seconds) == Plan(5, rounds, steps)
-
-
-@pytest.mark.parametrize(
     ("seconds", "plan"),
     [
         # Up to the 4 rounds of the settings, 5/4 first batches of 2 a round; then no more than 5.
@@ -76,7 +64,7 @@ def test_the_first_bank_of_a_shorter_plan_is_smaller(seconds: float, plan: Plan)
 
 def test_a_short_plan_leaves_the_student_a_quarter_of_the_time() -> None:
     """A single round of 3 after 5 batches of 2, where 2.5 steps of 1 would be its share."""
-    config, pace = settled(first_batches=5, rounds=64, steps=320), PACE._replace(step=1.0)
+    config, pace = settled(first_batches=5, rounds=64, steps=160), PACE._replace(step=1.0)
     assert largest_plan(config, pace, seconds=17.4) == Plan(5, 1, 4)
 
 
