@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dreamkd import contactsheet
-from dreamkd.errors import DataError, RunError
+from dreamkd.errors import DataError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.formats import FORMATS, Format
 from dreamkd.manifest import Shard
@@ -161,10 +161,7 @@ class Bank:
         for path in self._files.path(0).parent.iterdir():
             name = self._files.names.fullmatch(path.name)
             if name is not None and int(name[1]) not in kept:
-                try:
-                    self._files.remove(int(name[1]))
-                except OSError as error:
-                    raise RunError(f"cannot remove {path}: {error.strerror or error}") from error
+                self._files.remove(int(name[1]))
 
     def _intact(self, k: int, shard: Shard) -> bool:
         try:
@@ -205,7 +202,7 @@ class Bank:
         for k in sorted(self._counts):
             with suppress(DataError):  # missing or damaged
                 for sample in islice(self._files.read(k), _SHEET_IMAGES - len(images)):
-                    images.append(decode(sample.png, name=sample.key).numpy())
+                    images.append(contactsheet.tile(decode(sample.png, name=sample.key).numpy()))
                     labels.append(sample.label)
             if len(images) == _SHEET_IMAGES:
                 break

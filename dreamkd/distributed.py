@@ -40,11 +40,21 @@ class Workers:
 
     @classmethod
     def of_environment(cls) -> Workers:
-        """As torchrun's variables say; alone where it did not start this process."""
+        """As torchrun's variables say; alone where it did not start this process.
+
+        Raises: ConfigError: one of them is no number, or they do not go together.
+        """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not {*names, "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             return cls()
-        return cls(*(int(os.environ[name]) for name in names))
+        said = {name: os.environ[name] for name in (*names, "MASTER_PORT")}
+        wrong = [name for name, value in said.items() if not value.isdecimal()]
+        if not wrong and int(said["RANK"]) >= int(said["WORLD_SIZE"]):
+            wrong = ["RANK", "WORLD_SIZE"]
+        if wrong:
+            given = ", ".join(f"{name}={said[name]}" for name in wrong)
+            raise ConfigError(f"{given}: not as torchrun sets it; unset RANK to run one process")
+        return cls(*(int(said[name]) for name in names))
 
     @property
     def leads(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dreamkd.errors import RunError
 
@@ -45,7 +47,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         for part in parts.values():
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):  # Path.is_dir() raises where it cannot look
             raise RunError(f"cannot write {path}: {path.parent} is no folder") from error
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; free some room or choose another "
@@ -74,10 +76,61 @@ def lock(handle: int, folder: Path) -> None:
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove what a killed process had not finished writing."""
+    """Remove what a killed process had not finished writing.
+
+    Raises: RunError: as of `remove`.
+    """
     for pattern in (".*.part", "*/.*.part", "images/*/.*.part"):
         for part in folder.glob(pattern):
-            part.unlink()
+            remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises: RunError: its folder is read-only.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot remove {path}: {error.strerror or error}; make its folder writable or choose "
+            "another --out"
+        ) from error
+
+
+def exists(path: Path, *, option: str) -> bool:
+    """Whether there is a file or folder; what `Path.exists` says of others depends on Python.
+
+    Args: option: with which another place is chosen.
+
+    Raises: RunError: it cannot be found out: the name is too long, or a folder not searchable.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be looked for ({error.strerror or error}); choose another {option}"
+        ) from error
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file of a run holds; None if there is no file.
+
+    Raises: RunError: it holds none, or cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); choose another --out") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: is not a run's; choose another --out")
+    return value
 
 
 def require_room(folder: Path, needed: int) -> str:

@@ -41,7 +41,7 @@ class Format(Protocol):
         """Yield the samples of batch `k` in order."""
 
     def remove(self, k: int) -> None:
-        """Remove batch `k`, which the manifest does not list; raises an `OSError` if it cannot."""
+        """Remove batch `k`, which the manifest does not list; a `RunError` if it cannot."""
 
 
 #: By the name that `--format` takes: the format in a run folder, for class names by label.

@@ -64,6 +64,15 @@ def differing_versions(then: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def apart(then: Any, now: Any) -> tuple[Any, Any]:
+    """Of two mappings, and of those that lie in them, what is not the same."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return then, now
+    keys = [key for key in then | now if then.get(key) != now.get(key)]
+    pairs = {key: apart(then.get(key), now.get(key)) for key in keys}
+    return {key: a for key, (a, _) in pairs.items()}, {key: b for key, (_, b) in pairs.items()}
+
+
 def _moved(value: Any, then: Any) -> bool:
     """Whether both are paths, or lists that differ by paths alone."""
     if isinstance(value, list) and isinstance(then, list):

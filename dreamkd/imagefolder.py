@@ -22,8 +22,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkd.errors import DataError, RunError
-from dreamkd.files import make_folders, sha256_file, write_all, write_atomically
+from dreamkd.errors import DataError
+from dreamkd.files import make_folders, remove, sha256_file, write_all, write_atomically
 from dreamkd.manifest import Shard
 from dreamkd.samples import (
     KEY,
@@ -120,11 +120,8 @@ class Folders:
         data = b"".join(line + b"\n" for line in lines)
         stale = self._named(k) - files.keys()
         write_atomically(self.path(k), data)
-        try:
-            for path in stale:  # of another batch k, which was never finished
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot remove {path}: {error.strerror or error}") from error
+        for path in stale:  # of another batch k, which was never finished
+            remove(path)
         make_folders(*dict.fromkeys(path.parent for path in files))
         write_all(files)
         digest = hashlib.sha256(data).hexdigest()
@@ -165,8 +162,8 @@ class Folders:
     def remove(self, k: int) -> None:
         """Remove the PNGs of batch `k`, as far as they were written, and then what names them."""
         for path in self._named(k):
-            path.unlink(missing_ok=True)
-        self.path(k).unlink()
+            remove(path)
+        remove(self.path(k))
 
     def pictures(self, k: int) -> list[Picture]:
         """What the record file of batch `k` lists; the PNGs themselves are not read.

@@ -27,11 +27,14 @@ from torch import Tensor
 from dreamkd import manifest, states
 from dreamkd.errors import DataError, ModelError, RunError
 from dreamkd.events import Event, Every, Hint, OnEvent, Progress, ignore
-from dreamkd.files import lock, remove_torn, write_atomically
-from dreamkd.identity import as_json, differing, differing_versions, is_path
+from dreamkd.files import exists, lock, read_json, remove, remove_torn, write_atomically
+from dreamkd.identity import apart, as_json, differing, differing_versions, is_path
 
 #: Seconds between two writes of progress.json, and between two points of its curve in events.jsonl.
 _SHOWN, _POINT = 2.0, 30.0
+
+#: Letters of the model in the name of a default folder, at most: a file system takes 255 in all.
+_STEM = 100
 
 #: What a run writes into its folder; anything else that lies there is left alone.
 _OURS = (
@@ -45,7 +48,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.resolved: dict[str, Any] | None = _read_json(folder / "resolved.json")
+        self.resolved: dict[str, Any] | None = read_json(folder / "resolved.json")
         identity = self.resolved
         if identity is not None and not all(
             isinstance(identity.get(part), dict) for part in ("requested", "config")
@@ -91,9 +94,7 @@ class Run:
         assert self.resolved is not None
         then = self.resolved.get(name)
         if then != value:
-            if isinstance(then, dict) and isinstance(value, dict):  # of these, what differs
-                keys = [key for key in then | value if then.get(key) != value.get(key)]
-                then, value = ({key: some.get(key) for key in keys} for some in (then, value))
+            then, value = apart(then, value)
             raise RunError(
                 f"{self.folder} was made with {name} {_short(then)}, which is now "
                 f"{_short(value)}; choose another --out"
@@ -171,10 +172,10 @@ class Run:
     def begin(self) -> None:
         """Work begins: what an earlier end said no longer holds.
 
-        Raises: RunError: as of `require_versions`.
+        Raises: RunError: as of `require_versions`; or the folder is read-only.
         """
         self.require_versions()
-        (self.folder / "result.json").unlink(missing_ok=True)
+        remove(self.folder / "result.json")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
@@ -183,7 +184,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """What `finish` wrote, or None."""
-        return _read_json(self.folder / "result.json")
+        return read_json(self.folder / "result.json")
 
     def listener(self, on_event: OnEvent) -> OnEvent:
         """`on_event`, with a copy of every event in the folder from when it is a run."""
@@ -259,12 +260,15 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Path:
-    """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new."""
+    """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new.
+
+    Raises: RunError: what lies in `runs` cannot be seen.
+    """
     stem = Path(model).stem if is_path(model) else model
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)[:_STEM]
     number = 1
-    while (folder := Path("runs") / f"{command}-{stem}-{number}").exists():
-        resolved = _read_json(folder / "resolved.json")
+    while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
+        resolved = read_json(folder / "resolved.json")
         same = resolved is not None and resolved.get("requested") == as_json(requested)
         if same and not (folder / "result.json").exists():
             return folder
@@ -286,15 +290,3 @@ def _replace(path: Path, value: Mapping[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); choose another --out") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: is not a run's; choose another --out")
-    return value

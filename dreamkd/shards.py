@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from dreamkd.errors import DataError
-from dreamkd.files import make_folders, sha256_file, write_atomically
+from dreamkd.files import make_folders, remove, sha256_file, write_atomically
 from dreamkd.manifest import Shard
 from dreamkd.samples import (
     KEY,
@@ -145,7 +145,7 @@ class Tars:
 
     def remove(self, k: int) -> None:
         """Remove the tar of batch `k`."""
-        self.path(k).unlink()
+        remove(self.path(k))
 
 
 def _check_layout(file: BinaryIO, name: str, found: Sequence[Member]) -> None:

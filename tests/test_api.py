@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import dreamkd
+from dreamkd.config import ModelConfig
 from dreamkd.errors import ConfigError
 from dreamkd.events import Event, Progress
 from dreamkd.models import Classifier
@@ -54,6 +55,53 @@ def test_options_are_checked_as_on_the_command_line(digits: Classifier) -> None:
         dreamkd.invert(digits, per_clas=2)
     with pytest.raises(ConfigError, match=r"--per-class: 0 is out of range"):
         dreamkd.invert("digits_resnet14", per_class=0)
+
+
+STATED = {
+    "arch": "nope",
+    "num_classes": 77,
+    "input_size": 32,
+    "mean": (0.9,),
+    "std": (0.9,),
+    "class_names": "names.txt",
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_of_a_given_network_its_card_alone_says_what_it_is(name: str, digits: Classifier) -> None:
+    said = {name: STATED[name]}
+    line = f"--{name.replace('_', '-')} has no effect with a given network: its own card says it"
+    with pytest.raises(ConfigError, match=f"^{line}$"):
+        dreamkd.invert(digits, **said)
+    with pytest.raises(ConfigError, match=f"^{line}$"):
+        dreamkd.distill(digits, "cifar_resnet8", **said)
+
+
+def test_every_option_about_a_model_has_been_thought_of() -> None:
+    assert {*STATED, "trust_pickle"} == {*ModelConfig.__dataclass_fields__}
+
+
+def test_other_networks_may_be_pickles_beside_a_given_one(
+    digits: Classifier, tmp_path: Path
+) -> None:
+    run = dreamkd.invert(digits, per_class=1, out=tmp_path / "run", trust_pickle=True, **QUICK)
+    assert run.images == 10
+
+
+@pytest.mark.parametrize("name", ["verifier", "student", "bn_prior"])
+def test_a_network_is_no_name_of_one(name: str, digits: Classifier) -> None:
+    line = f"^--{name.replace('_', '-')}: a value of type Classifier is not text$"
+    for value in (digits, [digits]) if name == "verifier" else (digits,):
+        with pytest.raises(ConfigError, match=line):
+            dreamkd.invert("digits_resnet14", **{name: value})
+
+
+def test_a_bare_module_is_refused_in_one_line(digits: Classifier) -> None:
+    kind = type(digits.module).__name__
+    with pytest.raises(ConfigError, match=f"^MODEL: a value of type {kind} is not text$"):
+        dreamkd.invert(digits.module)
+    with pytest.raises(ConfigError, match=f"^--student: a value of type {kind} is not text$"):
+        dreamkd.distill(digits, digits.module)
 
 
 def test_it_has_no_other_names() -> None:

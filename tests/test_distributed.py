@@ -45,6 +45,28 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.Monk
     assert Workers.of_environment() == Workers()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"RANK": "x"}, "RANK=x"),
+        ({"RANK": "-1", "LOCAL_RANK": ""}, "RANK=-1, LOCAL_RANK="),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0"),
+        ({"MASTER_PORT": "port"}, "MASTER_PORT=port"),
+        ({"RANK": "3"}, "RANK=3, WORLD_SIZE=3"),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_so_are_one_line(
+    given: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    surroundings(monkeypatch, ENVIRONMENT | MASTER | given)
+    assert main(["invert", "digits_resnet14"]) == 2
+    line = f"{said}: not as torchrun sets it; unset RANK to run one process"
+    assert capsys.readouterr().err == f"dreamkd: error: {line}\n"
+
+
 def test_the_shares_make_up_the_whole() -> None:
     shares = [Workers(rank=rank, world=3).share(range(8)) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]

@@ -88,6 +88,23 @@ def test_other_versions_are_named_and_end_no_finished_run(folder: Path) -> None:
         run.begin()
 
 
+def refuse(path: Path, **_: object) -> None:
+    """What the system says to those who may not; root may do anything."""
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_a_finished_run_in_a_read_only_folder_is_not_extended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_run(folder) as run:
+        run.settle(RESOLVED | {"versions": identity.versions()})
+        run.finish({"images": 1})
+        monkeypatch.setattr(Path, "unlink", refuse)
+        with pytest.raises(RunError, match=r"^cannot remove .*result\.json: Permission denied;"):
+            run.begin()
+        assert run.result == {"images": 1}
+
+
 def test_a_log_may_lie_in_the_folder_but_nothing_that_would_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "slurm-1.out").write_text("began")
     with open_run(tmp_path) as run:
@@ -243,3 +260,23 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
     assert default_folder("invert", "a/t.pt", wish) == Path("runs/invert-t-2")
     assert default_folder("distill", "t.pt", wish) == Path("runs/distill-t-1")
     assert default_folder("invert", "timm:x.y", wish) == Path("runs/invert-timm-x.y-1")
+
+
+def test_a_default_folder_has_a_name_that_a_disk_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["n" * 250 + ".pt", "n" * 240 + ".pt"]  # two runs all the same
+    for number, name in enumerate(names, start=1):
+        folder = default_folder("invert", name, {"model": name})
+        assert folder == Path("runs") / f"invert-{'n' * 100}-{number}"
+        with open_run(folder) as run:
+            run.settle({"requested": {"model": name}, "config": {}})
+        assert default_folder("invert", name, {"model": name}) == folder
+
+
+def test_default_folders_that_cannot_be_seen_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "stat", refuse)
+    line = r"^runs/invert-net-1: cannot be looked for \(Permission denied\); choose another --out$"
+    with pytest.raises(RunError, match=line):
+        default_folder("invert", "net", {})

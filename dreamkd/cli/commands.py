@@ -7,6 +7,7 @@ wrong options are instant.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfi
 from dreamkd.distributed import Workers
 from dreamkd.errors import ConfigError, DreamkdError
 from dreamkd.events import Hint, Note, OnEvent
+from dreamkd.files import exists
 
 ShouldStop = Callable[[], bool]
 
@@ -63,7 +65,7 @@ def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop
     del should_stop  # seconds of work and nothing to save
     from dreamkd import data, inspection, models
 
-    if config.save is not None and Path(config.save).exists():
+    if config.save is not None and exists(Path(config.save), option="--save"):
         raise ConfigError(f"--save {config.save}: is there already; choose another file")
     weights: dict[str, Any] = (
         {"pretrained": False, "device": "meta"} if config.no_pretrained else {}
@@ -137,11 +139,24 @@ def distill(config: DistillConfig, *, on_event: OnEvent, should_stop: ShouldStop
 
 @contextmanager
 def _silent(quiet: bool) -> Iterator[None]:
-    """With --quiet, libraries do not warn either."""
+    """With --quiet, libraries say nothing but errors; without, nothing of a missing GPU."""
+    before = logging.root.manager.disable
+    builder = logging.getLogger("torch.utils.cpp_extension")
+    builder.addFilter(_is_news)
     with warnings.catch_warnings():
         if quiet:
             warnings.simplefilter("ignore")
-        yield
+            logging.disable(max(before, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            builder.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether torch says more than that a machine with CUDA's tools has no GPU for them."""
+    return not record.getMessage().startswith("No CUDA runtime is found")
 
 
 def _require_usable_cache(on_event: OnEvent) -> None:

@@ -185,7 +185,8 @@ def _table(*columns: str) -> Table:
 
 def _rows(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in result.items():
-        name = f"{prefix}{key}".replace("_", " ").replace("top1", "top-1")
+        # What has a prefix is a name as the user knows it, such as a network's.
+        name = f"{prefix}{key}" if prefix else key.replace("_", " ").replace("top1", "top-1")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if isinstance(value, Mapping):
             yield from _rows(value, f"{name}: ")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from dreamkd.config.options import option
+from dreamkd.config.options import AUTO, option
 from dreamkd.config.presets import PRESETS
 from dreamkd.errors import ConfigError
 
@@ -234,7 +235,20 @@ class ImageConfig:
             idle["start"] = f"--images {self.images}"
         if self.images == "generator":
             idle["clip"] = "--images generator, whose images are always legal"
+        for name, nothing in self.unmatched().items():
+            if getattr(self, name) not in (AUTO, nothing):
+                idle[name] = "--r-feature 0"
         return idle
+
+    def unmatched(self) -> dict[str, Any]:
+        """Options without effect since no statistics are matched, with the values that say so."""
+        if self.r_feature != 0:
+            return {}
+        followed = self.images == "pyramid" and self.refine_r_feature == AUTO
+        refined = self.images != "pixels" and 0 not in (self.refine_steps, self.refine_r_feature)
+        if followed or not refined:
+            return {"bn_momentum": 0.0, "first_bn": 1.0, "bn_prior": None}
+        return {"bn_momentum": 0.0}  # pixels that are refined see no former batches
 
 
 @dataclass(frozen=True, kw_only=True)

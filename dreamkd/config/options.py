@@ -19,7 +19,8 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from numbers import Real
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from dreamkd.errors import ConfigError, nearest
@@ -151,6 +152,9 @@ class OptionField:
             raise wrong
         if self.kind is int and isinstance(value, float):
             raise wrong
+        if self.kind is str and not isinstance(value, (str, PurePath, Real)):
+            kind = type(value).__name__  # such as a network, whose text is pages
+            raise ConfigError(f"{self.flag}: a value of type {kind} is not text")
         try:
             converted = self.kind(value)
         except (ValueError, OverflowError, TypeError):  # TypeError: TOML has dates

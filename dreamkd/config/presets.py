@@ -220,8 +220,9 @@ def settle(
     values["warmup"] = int(chosen["steps"]) // 20 if config.preset == "fast" else 0
     deciding = ("images", "refine_steps", "r_feature")  # whether others have an effect
     known = {name: chosen[name] for name in deciding if chosen[name] is not None}
-    idle = replace(config, **known).idle()
-    open_ = values.keys() & (wanted.keys() - given.keys() - idle.keys())
+    decided = replace(config, **known)
+    values |= decided.unmatched()
+    open_ = values.keys() & (wanted.keys() - given.keys() - decided.idle().keys())
     return replace(config, **{name: values[name] for name in open_ if values[name] is not None})
 
 

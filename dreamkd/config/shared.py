@@ -146,15 +146,18 @@ class LimitConfig:
 
 
 def _lines(path: str) -> tuple[str, ...]:
-    """The lines of a text file, none of them empty.
+    """The lines of a text file, none of them empty; what an editor put before them is not theirs.
 
-    Raises: ConfigError: it cannot be read, or one is.
+    Raises: ConfigError: it cannot be read, holds none, or one is empty.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(f"--class-names {path}: cannot be read ({error})") from error
-    names = tuple(line.strip() for line in lines)
+    if not text.strip():
+        raise ConfigError(f"--class-names {path}: holds no names")
+    # Not splitlines(), which also splits within names, at letters such as U+2028.
+    names = tuple(line.strip() for line in text.removesuffix("\n").split("\n"))
     if "" in names:
         raise ConfigError(f"--class-names {path}: line {names.index('') + 1} is empty")
     return names

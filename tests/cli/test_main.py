@@ -120,6 +120,31 @@ def test_stderr_has_everything_but_the_result(
     assert "\x1b" not in streams.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "heard"),
+    [([], ["look at this", "this failed"]), (["--quiet"], ["this failed"])],
+)
+def test_of_what_libraries_log_only_news_are_heard_and_errors_alone_with_quiet(
+    flags: list[str], heard: list[str]
+) -> None:
+    code = (
+        "import logging, sys; from dreamkd.cli import commands, main\n"
+        "logger = logging.getLogger('torch.utils.cpp_extension')\n"
+        "def work(*_, **__):\n"
+        "    import torch.utils.cpp_extension as builder\n"
+        "    logger.warning(\"No CUDA runtime is found, using CUDA_HOME='%s'\", '/usr/local')\n"
+        "    logger.warning('look at this')\n"
+        "    logger.error('this failed')\n"
+        "    return commands.Answer({}, ())\n"
+        "commands.RUN['inspect'] = work\n"
+        "assert main(['inspect', 'm', *sys.argv[1:]]) == 0\n"
+        "assert not logger.filters and not logging.root.manager.disable\n"
+    )
+    done = python("-c", code, *flags, env={**os.environ, "CUDA_HOME": "/usr/local"})
+    assert done.returncode == 0, done.stderr
+    assert [line.rpartition("] ")[2] for line in done.stderr.splitlines()] == heard
+
+
 def test_text_that_the_locale_cannot_write_becomes_question_marks(
     inspect_does: Callable[[Command], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

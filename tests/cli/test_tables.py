@@ -153,9 +153,17 @@ def test_facts_of_nested_values() -> None:
     assert tables.text(tables.facts(result)).splitlines() == [
         "images   3",
         "top 1    12.35",
-        "of: a b  -",
+        "of: a_b  -",
         "of: c    1, 2.5",
         "done     yes",
+    ]
+
+
+def test_names_of_networks_are_shown_as_they_are() -> None:
+    result = {"verifiers": {"digits_resnet14": 7.0, "my_top1.pt": 8.0}}
+    assert tables.text(tables.facts(result)).splitlines() == [
+        "verifiers: digits_resnet14  7.00 %",
+        "verifiers: my_top1.pt       8.00 %",
     ]
 
 
@@ -163,7 +171,7 @@ def test_facts_have_units() -> None:
     result = {"teacher_top1": 20.0, "verifiers": {"a_b": 7}, "seconds": 61.2, "kd_seconds": 0}
     assert tables.text(tables.facts(result)).splitlines() == [
         "teacher top-1   20.00 %",
-        "verifiers: a b  7.00 %",
+        "verifiers: a_b  7.00 %",
         "time            1 min 01 s",
         "kd              0.0 s",
     ]
@@ -248,3 +256,12 @@ def test_what_was_said_of_a_model_once_is_kept_with_it(
     short = ["--per-class", "2", "--image-steps", "1", "--out", "run", "--format", "folder"]
     assert main(["invert", "kept.safetensors", "--classes", "digit 7", *short, "--quiet"]) == 0
     assert len([*Path("run/images/digit_7").iterdir()]) == 2
+
+
+@pytest.mark.parametrize("name", ["n" * 300, f"{'n' * 300}/kept.safetensors"])
+def test_a_file_that_cannot_be_looked_for_is_refused_before_the_work(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", TEACHER, "--save", name]) == 6
+    line = f"{name}: cannot be looked for (File name too long); choose another --save"
+    assert capsys.readouterr().err == f"dreamkd: error: {line}\n"

@@ -1,0 +1,27 @@
+"""What an option takes as a Python value."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamkd.config import InvertConfig, merge
+from dreamkd.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("3", "3"), (Path("a/b"), "a/b"), (3, "3"), (0.5, "0.5"), (np.int64(3), "3")],
+)
+def test_text_may_be_a_path_or_a_number(value: Any, text: str) -> None:
+    built = merge(InvertConfig, {"model": value, "verifier": [value]})
+    assert (built.model, built.verifier) == (text, (text,))
+
+
+@pytest.mark.parametrize("value", [object(), date(2020, 1, 1), range(3), b"net", {1}])
+def test_what_is_no_text_is_refused_by_its_type(value: Any) -> None:
+    kind = type(value).__name__
+    with pytest.raises(ConfigError, match=f"^--out: a value of type {kind} is not text$"):
+        merge(InvertConfig, {"model": "m", "out": value})
