@@ -16,7 +16,7 @@ from dreamkd.augment import draw_view
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
 from dreamkd.engine import Runtime, spare_bytes, twin
 from dreamkd.engine.available import free_memory
-from dreamkd.engine.memory import images_that_fit, largest_that_fits, saved_per_image
+from dreamkd.engine.memory import even_chunk, images_that_fit, largest_that_fits, saved_per_image
 from dreamkd.errors import ConfigError
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
@@ -95,7 +95,7 @@ def image_chunk(
         for network in filter(None, (teacher, prior, student)):
             with runtime.autocast():
                 one += saved_per_image(twin(network.module), network.card.input_size)
-        return min(count, images_that_fit(one, free=free_memory()))
+        return even_chunk(count, images_that_fit(one, free=free_memory()))
 
     def attempt(size: int) -> None:
         # Held meanwhile: what the images at hand and recorded steps will take.
@@ -110,7 +110,7 @@ def image_chunk(
             torch.cuda.synchronize(device)  # host sync: until then nothing has run out
         del beside
 
-    return largest_that_fits(attempt, count)
+    return even_chunk(count, largest_that_fits(attempt, count))
 
 
 def _noise(teacher: Classifier, count: int, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -71,11 +71,20 @@ def test_a_rival_takes_its_share_of_the_memory(
     digits: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "free_memory", lambda: 20_000_000)
-    config = settle(distill_config(image_batch_size=256), input_size=digits.card.input_size)
+    config = settle(distill_config(image_batch_size=257), input_size=digits.card.input_size)
     runtime = Runtime.settle(config)
     alone = calibration.image_chunk(digits, config, runtime=runtime)
     beside = calibration.image_chunk(digits, config, runtime=runtime, student=digits.copy())
-    assert 1 < beside < alone < 256
+    assert 1 < beside < alone < 257  # a prime number: there are no equal parts
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "size"), [(10, 4, 2), (10, 5, 5), (84, 33, 28), (130, 500, 130), (7, 4, 4)]
+)
+def test_a_batch_is_cut_into_equal_parts_where_they_are_not_small(
+    count: int, most: int, size: int
+) -> None:
+    assert memory.even_chunk(count, most) == size
 
 
 @pytest.mark.parametrize("statistics", [True, False])

@@ -67,6 +67,16 @@ def images_that_fit(bytes_per_image: int, *, free: int) -> int:
     return max(1, int(_SHARE * free / (_OVERHEAD * max(1, bytes_per_image))))
 
 
+def even_chunk(count: int, most: int) -> int:
+    """Images a part where `count` are cut into equal parts of at most `most`; one graph serves all.
+
+    Where no equal parts are at least half as large, `most`.
+    """
+    fewest = -(-count // most)
+    whole = (count // parts for parts in range(fewest, 2 * fewest + 1) if count % parts == 0)
+    return next(whole, most)
+
+
 def chunks(count: int, size: int) -> list[slice]:
     """Nearly equal parts of at most `size` of a batch of `count`."""
     number = -(-count // size)
