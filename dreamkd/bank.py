@@ -158,7 +158,7 @@ class Bank:
         self._write_contact_sheet()
 
     def _remove_all_but(self, kept: set[int]) -> None:
-        for path in self._files.path(0).parent.iterdir():
+        for path in sorted(self._files.path(0).parent.iterdir()):
             name = self._files.names.fullmatch(path.name)
             if name is not None and int(name[1]) not in kept:
                 self._files.remove(int(name[1]))

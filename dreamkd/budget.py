@@ -119,8 +119,8 @@ def largest_plan(
         first_batches first + rounds batch + steps step = seconds
 
     With a share of the usual rounds comes the same share of the usual steps, or as many as fill the
-    student's least share of the time; what is left of another round is the student's too. Nothing
-    else was better (docs/benchmarks.md, "A short budget on a slow CPU").
+    student's least share of the time; what is left of another round is the student's too. No other
+    division that was tried was better (docs/benchmarks.md, "A short budget on a slow CPU").
 
     Args:
         config: settled; its `rounds` and `steps` are the usual ones.
