@@ -105,7 +105,8 @@ class RuntimeConfig:
         "auto",
         group=RUN,
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="of matrix products; auto is bf16 where the hardware has it, else fp32",
+        help="of matrix products; auto is bf16 where the hardware has it, else fp32, in which CUDA "
+        "convolves by TF32 as torch does",
     )
     threads: int | str = option(
         "auto",
