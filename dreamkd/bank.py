@@ -66,6 +66,7 @@ class Bank:
             self._remember(line)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dreamkd-bank")
         self._pending: Future[None] | None = None
+        self.last = -1  # the batch that was written last, since it was opened
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +192,7 @@ class Bank:
         if self._hashes.get(k) != _hash(entry):  # another PNG encoder's: the last line counts
             self._run.add_line(entry)
             self._remember(entry)
-        self._run.advanced = True
+        self.last, self._run.advanced = k, True
         before = sum(n for j, n in self._counts.items() if j < k)
         if self._page and k in self._counts and before < _SHEET_IMAGES:
             self._write_contact_sheet()

@@ -91,6 +91,8 @@ class Chain:
         self._bank.flush()
         if self._synthesiser is None or self._following == self._saved:
             return
+        if self._bank.last != self._following - 1:
+            return  # it could not be written, which was said
         facts = {"next": self._following}
         self._run.save_state(_STATE, self._synthesiser.state(), facts)
         self._saved = self._following

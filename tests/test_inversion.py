@@ -424,6 +424,28 @@ def test_what_goes_on_is_not_written_after_every_batch(
     assert saved == [1, 6]
 
 
+def test_a_batch_that_cannot_be_written_does_not_cost_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SEQUENTIAL["generator"], "per_class": 6}  # three batches of 20
+    run(tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        write = shards.Tars.write
+
+        def full(self: shards.Tars, k: int, *given: Any) -> Any:
+            if k == 1:
+                raise RunError("the disk is full")
+            return write(self, k, *given)
+
+        patch.setattr(shards.Tars, "write", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            run(tmp_path / "run", **settings)
+    events: list[Event] = []
+    invert(invert_config(out=str(tmp_path / "run"), **settings), on_event=events.append)
+    assert not any(isinstance(event, Hint) for event in events)
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("how", SEQUENTIAL)
 def test_killed_before_it_keeps_what_goes_on_a_sequential_run_ends_the_same(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
