@@ -92,6 +92,7 @@ def adaptive(job: Job) -> Examples:
                 job.stop_if_asked()
             everything.images[here] = made
         bank.complete()
+        chain.end()
         job.train(everything, until=int(config.steps))
     return everything
 

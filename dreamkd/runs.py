@@ -156,6 +156,10 @@ class Run:
             on_event(Hint(f"{error}; what it held is made again"))
             return None
 
+    def drop_state(self, name: str) -> None:
+        """Remove `state-NAME.safetensors`, if there is one: nothing goes on from it."""
+        remove(self._state(name))
+
     def _state(self, name: str) -> Path:
         return self.folder / f"state-{name}.safetensors"
 

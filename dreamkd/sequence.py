@@ -98,3 +98,9 @@ class Chain:
         self._saved = self._following
         now = time.perf_counter()
         self._next_save = now + _SAVE_RATIO * (now - began)
+
+    def end(self) -> None:
+        """All batches are there, and there will be no others: what goes on is no longer kept."""
+        self._bank.flush()
+        self._synthesiser = None
+        self._run.drop_state(_STATE)

@@ -19,6 +19,7 @@ from dreamkd.inversion import invert
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.preparation import settled
+from dreamkd.sequence import Chain
 from tests.conftest import PLAIN, distill_config, invert_config
 from tests.reliability.kills import facts
 
@@ -292,6 +293,29 @@ def test_a_damaged_state_is_named_and_made_again(whole: Path, tmp_path: Path, da
     hints = [event.text for event in events if isinstance(event, Hint)]
     assert any("state-student" in text and "made again" in text for text in hints)
     assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_killed_when_all_images_are_there_the_student_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the generator handed on was saved early, and is needed no more."""
+    settings = {"recipe": "generator", "refine_steps": 2, "ema": 0.9, "rounds": 2}
+    run(tmp_path / "whole", **settings)
+
+    def made(self: Chain, k: int) -> None:
+        if k == 0:
+            kept(self, k)
+        if k == 3:  # the last of four
+            self._bank.flush()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        kept = Chain.made
+        patch.setattr(Chain, "made", made)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", **settings)
+    run(tmp_path / "run", **settings)
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
 
 
 def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> None:
