@@ -20,12 +20,13 @@ from dreamkd.losses import SparseOutputs
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.runs import Run
+from dreamkd.sequence import SAVE_RATIO
 from dreamkd.softlabels import Recorder, Stored
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
 
-#: Seconds between two saved states, and how many times as long as saving one takes.
-_SAVE_EVERY, _SAVE_RATIO = 20.0, 50.0
+#: Seconds between two saved states, at least.
+_SAVE_EVERY = 20.0
 
 
 @dataclass(kw_only=True)
@@ -138,7 +139,7 @@ class Job:
         facts |= {"curve": self.curve, "measured_on": self._measured_on}
         self.run.save_state(self.name, tensors, facts)
         saved = time.perf_counter()
-        self._next_save = saved + max(_SAVE_EVERY, _SAVE_RATIO * (saved - began))
+        self._next_save = saved + max(_SAVE_EVERY, SAVE_RATIO * (saved - began))
 
     def save_if_due(self) -> None:
         """Keep the state now and then; of the time this takes at most a fiftieth."""

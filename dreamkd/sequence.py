@@ -21,8 +21,8 @@ from dreamkd.synthesis import Synthesiser
 
 _STATE = "images"
 
-#: How many times as long as saving the state takes, until it is saved again.
-_SAVE_RATIO = 50.0
+#: How many times as long as saving a state takes, until it is saved again.
+SAVE_RATIO = 50.0
 
 #: What is said of a stop between two steps of a batch, which is then made again.
 UNFINISHED = "an unfinished batch of images begins anew; "
@@ -97,7 +97,7 @@ class Chain:
         self._run.save_state(_STATE, self._synthesiser.state(), facts)
         self._saved = self._following
         now = time.perf_counter()
-        self._next_save = now + _SAVE_RATIO * (now - began)
+        self._next_save = now + SAVE_RATIO * (now - began)
 
     def end(self) -> None:
         """All batches are there, and there will be no others: what goes on is no longer kept."""

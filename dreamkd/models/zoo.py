@@ -182,7 +182,7 @@ def _has_tag(library: str, name: str, tag: str) -> bool:
 
 
 def _source(library: str, name: str) -> Any:
-    """The module that knows the network: our own answer for themselves, without timm."""
+    """The module that knows the network: of our own, ours, which needs no timm."""
     return from_cifar if library == "timm" and name in from_cifar.names() else _library(library)
 
 
