@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dreamkd.errors import NoBatchNormError
-from dreamkd.moments import Moments, moments
+from dreamkd.moments import Moments, Stored, moments
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
                 calls.append(Call(layer, tuple(args[0].shape)))
 
             handles.append(layer.module.register_forward_pre_hook(record))
-        with torch.inference_mode():
+        with torch.no_grad():
             model(inputs)
     finally:
         for handle in handles:
@@ -166,24 +166,39 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
     )
 
 
-Record = Callable[[Tensor, Tensor, Tensor], Moments]
+def stored(model: nn.Module, inputs: Tensor) -> Stored | None:
+    """What `model` stores for the batch-norm calls of a forward pass of `inputs`; None of none."""
+    calls = trace(model, inputs)
+    return Stored([call.layer.running_var for call in calls]) if calls else None
+
+
+Record = Callable[[Tensor, Tensor], Moments]
 
 
 class Watch:
-    """Collects one `Moments` per batch-norm call since the last `take`."""
+    """Collects the `Moments` of batch-norm calls since the last `take`."""
 
     def __init__(self, record: Record) -> None:
         self._calls: list[Moments] = []
         self._of = record
 
-    def take(self) -> list[Moments]:
-        """The moments since the last `take`, in execution order; empties the list."""
+    def take(self) -> Moments:
+        """The moments since the last `take`, calls end to end in execution order; forgets them.
+
+        Raises: NoBatchNormError: there was no call.
+        """
         calls, self._calls = self._calls, []
-        return calls
+        if not calls:
+            raise NoBatchNormError("R_feature needs batch-norm statistics: the network ran none")
+        offsets, squares = zip(*calls, strict=True)
+        return Moments(torch.cat(offsets, -1), torch.cat(squares, -1))
+
+    def forget(self) -> None:
+        """Drop what a forward pass that failed left behind."""
+        self._calls = []
 
     def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mean, var = module.running_mean, module.running_var
-        self._calls.append(self._of(args[0], mean, var))  # type: ignore[arg-type]
+        self._calls.append(self._of(args[0], module.running_mean))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -195,9 +210,9 @@ def watch(model: nn.Module, record: Record = moments) -> Iterator[Watch]:
 
         with watch(model) as watched:
             logits = model(inputs)
-            stats = watched.take()
+            found = watched.take()
 
-    Args: record: what is taken of (input, running mean, running variance) of each call.
+    Args: record: what is taken of (input, running mean) of each call.
     """
     watched = Watch(record)
     handles = []

@@ -173,7 +173,9 @@ def compare(
         for part in drawn:
             batch = torch.stack([images[index][0] for index in part.tolist()])
             seen.append(observe(batch, torch.zeros(size, dtype=torch.int64)))
-            rows.append(losses.distances(seen[-1].stats))
+            assert seen[-1].moments is not None
+            assert observe.stored is not None
+            rows.append(losses.distances(seen[-1].moments, observe.stored))
     totals = [observation.r_feature for observation in seen]
     layers: dict[str, float] = {}
     for call, share in zip(calls, torch.stack(rows).mean(0).tolist(), strict=True):

@@ -7,15 +7,13 @@ that each image has for itself are returned per image, (B,); their mean is taken
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamkd.errors import NoBatchNormError
-from dreamkd.moments import Moments, computed
+from dreamkd.moments import Moments, Stored, computed
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:
@@ -28,7 +26,7 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def r_feature(stats: Sequence[Moments], *, first_scale: float = 1.0) -> Tensor:
+def r_feature(moments: Moments, stored: Stored, *, first_scale: float = 1.0) -> Tensor:
     """R_feature: distance between batch and running statistics (seed Eq. 4-6).
 
         sum_l ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
@@ -36,26 +34,47 @@ def r_feature(stats: Sequence[Moments], *, first_scale: float = 1.0) -> Tensor:
     The seed prints sigma in Eq. 4 where its text and Eq. 6 mean the variance, used here.
 
     Args:
-        stats: one entry per batch-norm call, (C_l,), float32.
+        moments: of the batch, all batch-norm calls end to end, (C,), float32.
+        stored: what the network stores for these calls.
         first_scale: multiplier of the first executed layer: 1 in the paper, 10 as released.
     Returns: scalar >= 0, with a finite gradient also where the statistics agree.
-    Raises: NoBatchNormError: stats is empty.
     """
-    if not stats:
-        raise NoBatchNormError("R_feature needs batch-norm statistics and this network ran none")
-    norms = distances(stats)
+    norms = distances(moments, stored)
     return first_scale * norms[0] + norms[1:].sum()
 
 
-def distances(stats: Sequence[Moments]) -> Tensor:
+def distances(moments: Moments, stored: Stored) -> Tensor:
     """The terms of R_feature: (L,), one for each batch-norm call."""
-    # vector_norm has a zero gradient at zero, where the square root of a sum has none.
-    return torch.stack(
-        [
-            torch.linalg.vector_norm(s.offset) + torch.linalg.vector_norm(s.var - s.running_var)
-            for s in stats
-        ]
-    )
+    of_mean, of_var = _Distances.apply(*moments, stored)
+    norms: Tensor = of_mean + of_var
+    return norms
+
+
+class _Distances(torch.autograd.Function):
+    """||offset_l||_2 and ||miss_l||_2 of every call l, where miss = var - running_var.
+
+    A length of zero has no gradient, where the root of a sum of squares has none that is finite.
+    """
+
+    @staticmethod
+    def forward(offset: Tensor, square: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
+        miss = Moments(offset, square).var - stored.var
+        of_mean, of_var = stored.sums(torch.stack([offset, miss]).square()).sqrt()
+        return of_mean, of_var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        offset, square, ctx.stored = inputs
+        ctx.save_for_backward(offset, square, *output)
+
+    @staticmethod
+    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> tuple[Tensor, Tensor, None]:
+        offset, square, of_mean, of_var = ctx.saved_tensors
+        call, var = ctx.stored.call, Moments(offset, square).var
+        toward = torch.where(of_mean > 0, to_mean / of_mean, 0)[call] * offset
+        away = torch.where(of_var > 0, to_var / of_var, 0)[call] * (var - ctx.stored.var)
+        away = torch.where(var > 0, away, 0)
+        return computed(toward - 2 * offset * away), computed(away), None
 
 
 def tv_l2(x: Tensor) -> Tensor:

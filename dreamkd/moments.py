@@ -1,6 +1,8 @@
-"""Moments of what flows into a layer: how they are taken, differentiated, and put together.
+"""Moments of what flows into batch-norm layers: taken, differentiated, put together, compared.
 
-They are linear in the images, so that those of a batch follow from those of its parts.
+They are linear in the images, so that those of a batch follow from those of its parts. Those of all
+calls of a forward pass lie end to end in one vector: what is done with them is done once, and not
+once for each layer.
 """
 
 from __future__ import annotations
@@ -10,25 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Moments(NamedTuple):
-    """What flows into one layer, about its running mean m, beside the stored statistics; each (C,).
+    """What flows into one layer, or into all calls end to end, about the running mean m.
 
         offset = E[x - m],  square = E[(x - m)^2]
 
-    Both are means over images and positions: those of a batch are the weighted means of its parts.
+    Each (C,), means over images and positions: those of a batch are the weighted means of its
+    parts. Of single images, (B, C).
     """
 
     offset: Tensor
     square: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x] = offset + m."""
-        return self.offset + self.running_mean
 
     @property
     def var(self) -> Tensor:
@@ -36,7 +33,29 @@ class Moments(NamedTuple):
         return (self.square - self.offset.square()).clamp_min(0)
 
 
-def moments(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Moments:
+class Stored:
+    """The running variances of all batch-norm calls of a forward pass, beside `Moments` of them."""
+
+    var: Tensor  # (C,) float32, end to end
+    call: Tensor  # int64 (C,): which call a channel belongs to
+
+    def __init__(self, variances: Sequence[Tensor]) -> None:
+        """Lay out `variances`, (C_l,) of each call, one at least, in the order of execution."""
+        widths = torch.tensor([len(values) for values in variances])
+        steps = torch.arange(int(widths.max()))
+        starts, total = (widths.cumsum(0) - widths)[:, None], int(widths.sum())
+        self.var = torch.cat([values.detach().float() for values in variances])
+        device = self.var.device
+        self.call = torch.arange(len(widths)).repeat_interleave(widths).to(device)
+        # (L, widest): where the channels of a call are, `total` in place of those it has not.
+        self._places = torch.where(steps < widths[:, None], starts + steps, total).to(device)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Of each call, the sum over its channels: (..., C) -> (..., L)."""
+        return F.pad(values, (0, 1))[..., self._places].sum(-1)
+
+
+def moments(x: Tensor, running_mean: Tensor) -> Moments:
     """First and second moment per channel of `x` (B, C, ...), in one pass over the data.
 
     The shift by m keeps float32 exact where the mean is many standard deviations from zero; `x` may
@@ -44,26 +63,37 @@ def moments(x: Tensor, running_mean: Tensor, running_var: Tensor) -> Moments:
 
     Returns: float32; float64 of float64.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean, var = running_mean.to(dtype), running_var.to(dtype)
-    offset, square = _Moments.apply(x, mean)
-    return Moments(offset, square, mean, var)
+    mean = running_mean
+    if mean.dtype != (dtype := torch.promote_types(x.dtype, torch.float32)):
+        mean = mean.to(dtype)
+    # The compiler finds the backward pass by itself, and a Function costs it thrice the time.
+    take = _moments if torch.compiler.is_compiling() else _Moments.apply
+    return Moments(*take(x, mean))
+
+
+def _moments(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    centred = _centred(x, mean)
+    # First image by image: what was just written is still in the cache, and the compiler joins
+    # this loop with the layer's own.
+    within = tuple(range(2, x.ndim))
+    each = [v.mean(within) if within else v for v in (centred, centred.square())]
+    return each[0].mean(0), each[1].mean(0)
+
+
+def _centred(x: Tensor, mean: Tensor) -> Tensor:
+    wide = x if x.dtype == mean.dtype else x.to(mean.dtype)
+    return wide - _per_channel(mean, x)
 
 
 class _Moments(torch.autograd.Function):
-    """E[x - m] and E[(x - m)^2] per channel; the gradient is linear in x.
+    """E[x - m] and E[(x - m)^2] per channel, of which only x is kept for the backward pass.
 
     dx = (d_offset + 2 (x - m) d_square) / N
     """
 
     @staticmethod
     def forward(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        centred = x.to(mean.dtype) - _per_channel(mean, x)
-        share = mean.numel() / x.numel()
-        # First image by image: what was just written is still in the cache, and the compiler joins
-        # this loop with the layer's own.
-        centred = centred.flatten(2) if x.ndim > 2 else centred[:, :, None]
-        return centred.sum(2).sum(0) * share, centred.square().sum(2).sum(0) * share
+        return _moments(x, mean)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -74,9 +104,8 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, offset: Tensor, square: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
         share = mean.numel() / x.numel()
-        slope, level = computed(square * (2 * share)), computed(offset * share)
-        centred = x.to(mean.dtype) - _per_channel(mean, x)
-        gradient = centred * _per_channel(slope, x) + _per_channel(level, x)
+        slope, level = _per_channel(square * (2 * share), x), _per_channel(offset * share, x)
+        gradient = _centred(x, mean) * slope + level
         return gradient.to(x.dtype), None
 
 
@@ -94,7 +123,7 @@ def computed(values: Tensor) -> Tensor:
     return values.as_strided(values.shape, values.stride())
 
 
-def image_moments(x: Tensor, running_mean: Tensor, running_var: Tensor, *, count: int) -> Moments:
+def image_moments(x: Tensor, running_mean: Tensor, *, count: int) -> Moments:
     """Like `moments` of each of `count` images by itself: offset and square of shape (count, C).
 
     Networks that fold positions into the batch dimension keep an image's rows together.
@@ -103,66 +132,43 @@ def image_moments(x: Tensor, running_mean: Tensor, running_var: Tensor, *, count
     centred = x.float() - running_mean.float().view(shape)
     rows = torch.stack([centred, centred.square()])[..., None].flatten(3).mean(3)  # (2, rows, C)
     offset, square = rows.view(2, count, -1, rows.shape[2]).mean(2)
-    return Moments(offset, square, running_mean.float(), running_var.float())
+    return Moments(offset, square)
 
 
-def blend(parts: Sequence[Sequence[Moments]], weights: Sequence[float | Tensor]) -> list[Moments]:
-    """Moments of a whole from those of its parts, layer by layer; `weights` sum to 1."""
-    return [
-        Moments(
-            _weighted([layer.offset for layer in layers_], weights),
-            _weighted([layer.square for layer in layers_], weights),
-            layers_[0].running_mean,
-            layers_[0].running_var,
-        )
-        for layers_ in zip(*parts, strict=True)
-    ]
+def blend(parts: Sequence[Moments], weights: Sequence[float | Tensor]) -> Moments:
+    """Moments of a whole from those of its parts; `weights` sum to 1."""
+    return Moments(*(_weighted(tensors, weights) for tensors in zip(*parts, strict=True)))
 
 
-def in_place_of(whole: list[Moments], stats: list[Moments], *, share: float) -> list[Moments]:
-    """The moments of the whole batch, with the gradient of one chunk's share in them.
-
-    Args:
-        whole: of the batch, one entry per layer. stats: of the chunk.
-        share: of the batch that the chunk is.
-    """
-    return [
-        theirs._replace(
-            offset=theirs.offset + share * (ours.offset - ours.offset.detach()),
-            square=theirs.square + share * (ours.square - ours.square.detach()),
-        )
-        for theirs, ours in zip(whole, stats, strict=True)
-    ]
+def in_place_of(whole: Moments, chunk: Moments, *, share: float) -> Moments:
+    """The moments of the whole batch, with the gradient of one chunk, `share` of it, in them."""
+    return Moments(
+        whole.offset + share * (chunk.offset - chunk.offset.detach()),
+        whole.square + share * (chunk.square - chunk.square.detach()),
+    )
 
 
 class Average(NamedTuple):
     """A moving average of the moments of former batches, and its weight against a new batch's."""
 
-    stats: Sequence[Moments]
+    moments: Moments
     momentum: float | Tensor
 
-    def including(self, stats: Sequence[Moments]) -> list[Moments]:
+    def including(self, moments: Moments) -> Moments:
         """Moved towards the moments of another batch."""
-        return blend([self.stats, stats], [self.momentum, 1 - self.momentum])
+        return blend([self.moments, moments], [self.momentum, 1 - self.momentum])
 
     def state(self) -> dict[str, Tensor]:
         """Its moments as named tensors."""
-        return {
-            f"{i:04d}.{name}": value
-            for i, layer in enumerate(self.stats)
-            for name, value in layer._asdict().items()
-        }
+        return self.moments._asdict()
 
     @classmethod
     def restored(
         cls, state: Mapping[str, Tensor], momentum: float, *, device: str
     ) -> Average | None:
         """What gave `state`; None if that is empty."""
-        layers: dict[str, dict[str, Tensor]] = {}
-        for name, value in sorted(state.items()):
-            layer, _, part = name.partition(".")
-            layers.setdefault(layer, {})[part] = value.to(device)
-        return cls([Moments(**layer) for layer in layers.values()], momentum) if layers else None
+        tensors = {name: value.to(device) for name, value in state.items()}
+        return cls(Moments(**tensors), momentum) if tensors else None
 
 
 def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
@@ -173,7 +179,7 @@ def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> T
     return total
 
 
-def sampling_level(images: Sequence[Moments]) -> float:
+def sampling_level(images: Moments, stored: Stored) -> float:
     """R_feature that a batch of as many and as varied images shows by chance (host sync).
 
         sum_l || sd(offset) / sqrt(B) ||_2 + || sd(square - 2 mean(offset) offset) / sqrt(B) ||_2
@@ -182,11 +188,8 @@ def sampling_level(images: Sequence[Moments]) -> float:
     statistics of B images lie from those of the population they are drawn from, if that population
     is the one that was stored; what a batch shows beyond it is a difference of populations.
 
-    Args: images: of `image_moments`, one entry per layer, (B, C), of two images at least.
+    Args: images: of `image_moments`, all calls end to end, (B, C).
     """
-    level = 0.0
-    for layer in images:
-        var = layer.square - 2 * layer.offset.mean(0) * layer.offset
-        for values in (layer.offset, var):
-            level += float(torch.linalg.vector_norm(values.std(0) / len(values) ** 0.5))
-    return level
+    var = images.square - 2 * images.offset.mean(0) * images.offset
+    errors = torch.stack([images.offset, var]).var(1) / len(var)  # (2, C)
+    return float(stored.sums(errors).sqrt().sum())

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from dreamkd import losses
 from dreamkd.augment import Resampling, View, resample, resampling, see
-from dreamkd.batchnorm import watch
+from dreamkd.batchnorm import stored, watch
 from dreamkd.config import CompetitionConfig, ImageConfig
 from dreamkd.engine import Runtime, chunks, compile_step, fixed, on_device, renormalise
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
-from dreamkd.moments import Average, Moments, blend, in_place_of
+from dreamkd.moments import Average, Moments, Stored, blend, in_place_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Objective:
         self._on_event = on_event
         self._stack = ExitStack()
         self._losses: dict[tuple[int, bool], Callable[..., Loss]] = {}
+        self._stored: dict[int, Stored | None] = {}  # by how much the images are shrunk
         self._to_prior: dict[tuple[int, int], Resampling | None] = {}  # from the size seen
 
     def __enter__(self) -> Self:
@@ -106,8 +107,8 @@ class Objective:
         if self.prior is not None:
             self._prior_model = self._fixed(self.prior)
         if self.statistics:  # else nobody would take what the hooks collect
-            watched = self._prior_model if self.prior is not None else self._model
-            self._watched = self._stack.enter_context(watch(watched))
+            self._watched_model = self._prior_model if self.prior is not None else self._model
+            self._watched = self._stack.enter_context(watch(self._watched_model))
         self._stack.enter_context(self.runtime.active())
         return self
 
@@ -171,7 +172,7 @@ class Objective:
     ) -> Loss:
         """The loss of a batch, chunk by chunk."""
         if self.statistics:
-            self._watched.take()  # what a call that failed left behind
+            self._watched.forget()  # what a call that failed left behind
         count = len(x)
         parts = chunks(count, int(self.config.image_chunk))
         whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self.statistics else None
@@ -200,11 +201,16 @@ class Objective:
 
     def _prepare(self, factor: int, compete: bool) -> None:
         """Set up the loss at one resolution: compiled, and on CUDA recorded, by itself."""
+        device, (channels, height, width) = self.runtime.device, self.teacher.card.input_size
+        size = channels, height // factor, width // factor
         if self.prior is not None:
-            _, height, width = self.teacher.card.input_size
-            seen, wanted = (height // factor, width // factor), self.prior.card.input_size[1:]
-            weights = resampling(seen, wanted, device=self.runtime.device)
-            self._to_prior[seen] = weights if seen != wanted else None
+            seen, size = size[1:], self.prior.card.input_size
+            weights = resampling(seen, size[1:], device=device)
+            self._to_prior[seen] = weights if seen != size[1:] else None
+        if self.statistics:
+            with self.runtime.autocast():
+                blank = torch.zeros(1, *size, device=device)
+                self._stored[factor] = stored(self._watched_model, blank)
         step: Step = partial(self._terms, factor, compete)
         if self._compiled:
             step = compile_step(step, on_event=self._on_event)
@@ -212,7 +218,7 @@ class Objective:
         self._losses[factor, compete] = self.runtime.replayed(evaluate, on_event=self._on_event)
 
     @torch.no_grad()
-    def _whole(self, x: Tensor, view: View, parts: Sequence[slice], factor: int) -> list[Moments]:
+    def _whole(self, x: Tensor, view: View, parts: Sequence[slice], factor: int) -> Moments:
         """The moments of the whole batch, chunk by chunk."""
         found = []
         for part in parts:
@@ -233,7 +239,7 @@ class Objective:
         labels: Tensor,
         view: View,
         count: int,
-        whole: list[Moments] | None,
+        whole: Moments | None,
         average: Average | None,
         alpha_f: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,12 +270,14 @@ class Objective:
         if self.statistics:
             if self.prior is not None:
                 self._run_prior(inputs)
-            stats = self._watched.take()
+            moments = self._watched.take()
             if whole is not None:
-                stats = in_place_of(whole, stats, share=len(x) / count)
+                moments = in_place_of(whole, moments, share=len(x) / count)
             if average is not None:
-                stats = average.including(stats)
-            r = losses.r_feature(stats, first_scale=float(config.first_bn))
+                moments = average.including(moments)
+            stored_ = self._stored[factor]
+            assert stored_ is not None  # else nothing was there to take
+            r = losses.r_feature(moments, stored_, first_scale=float(config.first_bn))
             terms = torch.cat([terms, alpha_f * r[None]])
         return terms.sum(), terms.detach(), per_image.detach().sum(0)
 

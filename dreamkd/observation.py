@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamkd import losses
 from dreamkd.augment import resample, resampling
-from dreamkd.batchnorm import watch
+from dreamkd.batchnorm import stored, watch
 from dreamkd.engine import normalise, on_device, twin
 from dreamkd.models import Classifier
 from dreamkd.moments import Moments, image_moments, sampling_level
@@ -26,7 +26,7 @@ class Observation:
 
     predictions: Tensor  # int64 (B,): the teacher's top-1, CPU
     confidences: Tensor  # float32 (B,): the teacher's probability of the label, CPU
-    stats: list[Moments]  # of the batch, one entry per batch-norm call, on the device
+    moments: Moments | None  # of the batch, on the device; None without batch norm
     r_feature: float  # of the batch, unweighted; 0 without batch norm
     r_feature_chance: float  # what as many and as varied images show by chance
 
@@ -54,10 +54,12 @@ class Observer:
             for network in networks
         ]
         self._module, self._watched_module = modules[0], modules[-1]
+        blank = torch.zeros(1, *networks[-1].card.input_size, device=self._device)
+        self.stored = stored(self._watched_module, blank)
         self._count = 0
 
-        def record(x: Tensor, mean: Tensor, var: Tensor) -> Moments:
-            return image_moments(x, mean, var, count=self._count)
+        def record(x: Tensor, mean: Tensor) -> Moments:
+            return image_moments(x, mean, count=self._count)
 
         self._watched = self._stack.enter_context(watch(self._watched_module, record))
         return self
@@ -74,27 +76,22 @@ class Observer:
             logits.append(self._logits(self._module, self._teacher, chunk))
             if self._prior is not None:
                 self._logits(self._watched_module, self._prior, chunk)
-            found.append(self._watched.take())
-        per_image = [
-            layers[0]._replace(
-                offset=torch.cat([part.offset for part in layers]),
-                square=torch.cat([part.square for part in layers]),
-            )
-            for layers in zip(*found, strict=True)
-        ]
-        stats = [
-            layer._replace(offset=layer.offset.mean(0), square=layer.square.mean(0))
-            for layer in per_image
-        ]
-        r_feature = float(losses.r_feature(stats)) if stats else 0.0
+            if self.stored is not None:
+                found.append(self._watched.take())
+        moments, r_feature, chance = None, 0.0, 0.0
+        if self.stored is not None:
+            per_image = Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            moments = Moments(*(values.mean(0) for values in per_image))
+            r_feature = float(losses.r_feature(moments, self.stored))
+            # All that a single image shows may be chance.
+            chance = sampling_level(per_image, self.stored) if len(labels) > 1 else r_feature
         probabilities = torch.cat(logits).float().softmax(1).cpu()
         return Observation(
             predictions=probabilities.argmax(1),
             confidences=probabilities.gather(1, labels.cpu()[:, None])[:, 0],
-            stats=stats,
+            moments=moments,
             r_feature=r_feature,
-            # All that a single image shows may be chance.
-            r_feature_chance=sampling_level(per_image) if len(labels) > 1 else r_feature,
+            r_feature_chance=chance,
         )
 
     def _logits(self, module: torch.nn.Module, network: Classifier, images: Tensor) -> Tensor:

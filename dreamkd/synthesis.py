@@ -98,7 +98,9 @@ class Synthesiser:
         if self._momentum > 0:
             # Where there is none, one without weight: the compiler sees one kind of call.
             blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
-            self._weightless = Average(self._observe(blank, torch.tensor([0, 0])).stats, 0.0)
+            seen = self._observe(blank, torch.tensor([0, 0]))
+            assert seen.moments is not None
+            self._weightless = Average(seen.moments, 0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,8 +159,11 @@ class Synthesiser:
         if self._momentum > 0:
             # Of what the average had a part in, and not of what pixels became without it.
             own = seen if x is made else self._observe(self._rounded(made), labels)
-            stats = own.stats if self._average is None else self._average.including(own.stats)
-            self._average = Average(stats, self._momentum)
+            moments = own.moments
+            assert moments is not None
+            if self._average is not None:
+                moments = self._average.including(moments)
+            self._average = Average(moments, self._momentum)
         lr = share * float(self.config.image_lr)
         images.end(lr=lr)
         return Batch(

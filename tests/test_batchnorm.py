@@ -47,12 +47,13 @@ def test_every_kind_is_watched_at_its_input(kind: str) -> None:
     x = 3 + 2 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with watch(model) as watched:
         model(x)
-        (stats,) = watched.take()
+        found = watched.take()
     channels = x.transpose(0, 1).flatten(1)
-    assert torch.allclose(stats.mean, channels.mean(1), rtol=1e-5)
-    assert torch.allclose(stats.var, channels.var(1, correction=0), rtol=1e-4)
-    assert torch.equal(stats.running_mean, layer.running_mean)
-    assert torch.equal(stats.running_var, layer.running_var)
+    assert torch.allclose(found.offset + layer.running_mean, channels.mean(1), rtol=1e-5)
+    assert torch.allclose(found.var, channels.var(1, correction=0), rtol=1e-4)
+    stored = batchnorm.stored(model, x)
+    assert stored is not None
+    assert torch.equal(stored.var, layer.running_var)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +100,28 @@ def test_trace_lists_calls_in_execution_order() -> None:
     assert [call.shape for call in calls] == [(2, 4, 8, 8), (2, 4, 4, 4), (2, 4, 4, 4)]
 
 
+def test_what_is_stored_lies_end_to_end_call_after_call() -> None:
+    narrow, wide = filled(lambda: nn.BatchNorm2d(4)), nn.BatchNorm2d(6).eval()
+    model = nn.Sequential(narrow, nn.Conv2d(4, 6, 1), wide, nn.Conv2d(6, 4, 1), narrow)
+    stored = batchnorm.stored(model, torch.zeros(1, 4, 2, 2))
+    assert stored is not None
+    assert torch.equal(
+        stored.var, torch.cat([narrow.running_var, wide.running_var, narrow.running_var])
+    )
+    assert stored.call.tolist() == [0] * 4 + [1] * 6 + [2] * 4
+    values = torch.arange(28.0).view(2, 14)
+    assert stored.sums(values).tolist() == [[6, 39, 46], [62, 123, 102]]
+
+
+def test_without_batch_norm_nothing_is_stored_and_nothing_to_be_taken() -> None:
+    model = nn.Conv2d(3, 3, 1)
+    assert batchnorm.stored(model, torch.zeros(1, 3, 2, 2)) is None
+    with watch(model) as watched:
+        model(torch.zeros(1, 3, 2, 2))
+        with pytest.raises(NoBatchNormError, match="needs batch-norm statistics"):
+            watched.take()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_one_pass_statistics_at_large_offsets(dtype: torch.dtype, offset: float) -> None:
@@ -107,17 +130,17 @@ def test_one_pass_statistics_at_large_offsets(dtype: torch.dtype, offset: float)
     x = (offset + torch.randn(64, 3, 16, 16, generator=generator)).to(dtype)
     exact = x.double().transpose(0, 1).flatten(1)
     mean = torch.full((3,), offset + 0.5)
-    stats = moments(x, mean, torch.ones(3))
-    assert torch.allclose(stats.mean.double(), exact.mean(1), rtol=1e-4, atol=1e-4)
-    assert torch.allclose(stats.var.double(), exact.var(1, correction=0), rtol=1e-4)
+    found = moments(x, mean)
+    assert torch.allclose((found.offset + mean).double(), exact.mean(1), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found.var.double(), exact.var(1, correction=0), rtol=1e-4)
 
 
 def test_statistics_have_the_gradient_of_the_plain_formula() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(6, 3, 4, 4, generator=generator).requires_grad_()
     weight = torch.randn(2, 3, generator=generator)
-    fast = moments(x, torch.randn(3, generator=generator), torch.ones(3))
-    (got,) = torch.autograd.grad((weight[0] * fast.mean + weight[1] * fast.var).sum(), x)
+    fast = moments(x, torch.randn(3, generator=generator))
+    (got,) = torch.autograd.grad((weight[0] * fast.offset + weight[1] * fast.var).sum(), x)
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     (wanted,) = torch.autograd.grad((weight[0] * mean + weight[1] * var).sum(), x)
     assert torch.allclose(got, wanted, atol=1e-7)
@@ -126,8 +149,8 @@ def test_statistics_have_the_gradient_of_the_plain_formula() -> None:
 def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
     generator = torch.Generator().manual_seed(4)
     x = 5 + torch.randn(10, 3, 4, 4, generator=generator, dtype=torch.float64)
-    mean, var = torch.full((3,), 4.0), torch.ones(3)
-    whole, parts = moments(x, mean, var), [moments(part, mean, var) for part in x.split([4, 6])]
+    mean = torch.full((3,), 4.0)
+    whole, parts = moments(x, mean), [moments(part, mean) for part in x.split([4, 6])]
     for field in ("offset", "square"):
         first, second = (getattr(part, field) for part in parts)
         assert torch.allclose(0.4 * first + 0.6 * second, getattr(whole, field))
@@ -137,13 +160,13 @@ def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
 @pytest.mark.parametrize("count", [6, 2], ids=["a-row-an-image", "three-rows-an-image"])
 def test_moments_of_a_batch_are_the_means_of_its_images(shape: tuple[int, ...], count: int) -> None:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
-    mean, var = torch.tensor([1.0, 0.0, -1.0]), torch.ones(3)
-    each, whole = image_moments(x, mean, var, count=count), moments(x, mean, var)
+    mean = torch.tensor([1.0, 0.0, -1.0])
+    each, whole = image_moments(x, mean, count=count), moments(x, mean)
     for field in ("offset", "square"):
         rows = getattr(each, field)
         assert rows.shape == (count, 3)
         assert torch.allclose(rows.mean(0), getattr(whole, field), atol=1e-6)
-    first = moments(x[: 6 // count], mean, var)
+    first = moments(x[: 6 // count], mean)
     assert torch.allclose(each.square[0], first.square, atol=1e-6)
 
 
@@ -153,12 +176,12 @@ def test_compiled_moments_at_a_hundred_standard_deviations(dtype: torch.dtype) -
     """Within 1e-4 of float64 on the same values, and the gradient of the plain formula."""
     x = 100 + torch.randn(32, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
-    mean, var = torch.full((4,), 100.5), torch.ones(4)
+    mean = torch.full((4,), 100.5)
     weight = torch.linspace(0.5, 2, 4)
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = moments(x, mean, var)
-        return found.mean, found.var
+        found = moments(x, mean)
+        return found.offset + mean, found.var
 
     got = torch.compile(both, fullgraph=True)(x)
     exact = x.detach().double().requires_grad_()

@@ -8,34 +8,29 @@ import torch
 from torch import Tensor
 
 from dreamkd import losses
-from dreamkd.errors import NoBatchNormError
-from dreamkd.moments import Moments, moments
-
-
-def stats_of(values: list[list[float]], mean: float, var: float) -> Moments:
-    x = torch.tensor(values).view(-1, 1, 1, 1)
-    return moments(x, torch.tensor([mean]), torch.tensor([var]))
+from dreamkd.moments import Moments, Stored, moments
 
 
 def test_r_feature_by_hand() -> None:
     # 1, 3, 5, 7 in one channel: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5; |4-1| + |5-1| = 7.
-    one = stats_of([[1], [3], [5], [7]], mean=1, var=1)
-    assert float(losses.r_feature([one])) == pytest.approx(7)
+    x = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(-1, 1, 1, 1)
+    one = moments(x, torch.ones(1))
+    assert float(losses.r_feature(one, Stored([torch.ones(1)]))) == pytest.approx(7)
+    # Two channels of one call: sqrt(3^2 + 3^2) + sqrt(4^2 + 4^2).
+    two = Moments(*(values.repeat(2) for values in one))
+    of_one_call = losses.r_feature(two, Stored([torch.ones(2)]))
+    assert float(of_one_call) == pytest.approx(7 * math.sqrt(2))
     # The multiplier belongs to the first executed layer only.
-    assert float(losses.r_feature([one, one], first_scale=10)) == pytest.approx(77)
+    of_two_calls = losses.r_feature(two, Stored([torch.ones(1)] * 2), first_scale=10)
+    assert float(of_two_calls) == pytest.approx(77)
 
 
 def test_r_feature_has_a_finite_gradient_at_the_optimum() -> None:
     x = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).requires_grad_()
-    optimum = moments(x, torch.ones(1), torch.ones(1))
-    losses.r_feature([optimum]).backward()
+    optimum = moments(x, torch.ones(1))
+    losses.r_feature(optimum, Stored([torch.ones(1)])).backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros_like(x))
-
-
-def test_r_feature_refuses_a_network_without_statistics() -> None:
-    with pytest.raises(NoBatchNormError, match="needs batch-norm statistics"):
-        losses.r_feature([])
 
 
 def test_tv_l2_by_hand() -> None:
@@ -131,8 +126,11 @@ def test_classification_by_hand() -> None:
 
 
 def r_feature_of(x: Tensor) -> Tensor:
-    mean, var = torch.tensor([0.3, -0.2], dtype=x.dtype), torch.tensor([1.5, 0.5], dtype=x.dtype)
-    return losses.r_feature([moments(x, mean, var)], first_scale=2)
+    """Of two calls of one layer and one of another."""
+    mean, var = torch.tensor([0.3, -0.2], dtype=x.dtype), torch.tensor([1.5, 0.5])
+    calls = [moments(x, mean), moments(2 * x, mean), moments(x[:, :1] ** 2, mean[:1])]
+    found = Moments(*(torch.cat(parts) for parts in zip(*calls, strict=True)))
+    return losses.r_feature(found, Stored([var, var, var[:1]]), first_scale=2)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -56,6 +56,7 @@ class FixedNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     weight: Tensor
+    centre: Tensor
     scale: Tensor
     bias: Tensor
 
@@ -73,30 +74,29 @@ class FixedNorm(nn.Module):
         self.register_buffer("running_mean", mean.clone())
         self.register_buffer("running_var", norm.running_var.float().clone())
         self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("scale", scale.detach().float())
-        self.register_buffer("bias", bias.detach().clone())
-        self.after = nn.Sequential()
-        for step in ("drop", "act"):
-            if isinstance(getattr(norm, step, None), nn.Module):
-                self.after.append(getattr(norm, step))
+        # As they stand beside images, (C, 1, 1): nothing is left for the compiler to trace.
+        self.register_buffer("centre", mean.clone()[:, None, None])
+        self.register_buffer("scale", scale.detach().float()[:, None, None])
+        self.register_buffer("bias", bias.detach().clone()[:, None, None])
+        after = [getattr(norm, step, None) for step in ("drop", "act")]
+        self.after = nn.Sequential(*(step for step in after if isinstance(step, nn.Module)))
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape and precision, computed in float32."""
-        if x.dtype != torch.float32 and not torch.compiler.is_compiling():
-            mean, var, weight = self.running_mean, self.running_var, self.weight
-            normed = F.batch_norm(x, mean, var, weight, self.bias, eps=self.eps)
-            return self._after(normed)
-        centre, scale, bias = (
-            values.view(-1, *[1] * (x.ndim - 2))
-            for values in (self.running_mean, self.scale, self.bias)
-        )
-        y = (x.float() - centre) * scale + bias
-        return self._after(y.to(x.dtype))
-
-    def _after(self, y: Tensor) -> Tensor:
-        out: Tensor = self.after(y)
-        return out
+        half = x.dtype != torch.float32
+        if half and not torch.compiler.is_compiling():
+            mean, var, bias = self.running_mean, self.running_var, self.bias.flatten()
+            y = F.batch_norm(x, mean, var, self.weight, bias, eps=self.eps)
+        else:
+            centre, scale, bias = self.centre, self.scale, self.bias
+            if x.ndim != 4:
+                shape = (-1, *[1] * (x.ndim - 2))
+                centre, scale, bias = (values.view(shape) for values in (centre, scale, bias))
+            y = ((x.float() if half else x) - centre) * scale + bias
+            if half:
+                y = y.to(x.dtype)
+        return self.after(y) if len(self.after) else y
 
 
 def _is_known_norm(module: nn.Module) -> bool:
