@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,16 +108,24 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Call]:
     try:
         for layer in layers(model):
 
-            def record(_: nn.Module, args: tuple[Tensor, ...], layer: Layer = layer) -> None:
-                calls.append(Call(layer, tuple(args[0].shape)))
+            def record(
+                _: nn.Module, args: tuple[Any, ...], named: dict[str, Any], layer: Layer = layer
+            ) -> None:
+                calls.append(Call(layer, tuple(_input(args, named).shape)))
 
-            handles.append(layer.module.register_forward_pre_hook(record))
+            handles.append(layer.module.register_forward_pre_hook(record, with_kwargs=True))
         with torch.no_grad():
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _input(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """What a layer was called with, by whatever name."""
+    first: Tensor = args[0] if args else next(iter(named.values()))
+    return first
 
 
 #: How the description of dead channels begins.
@@ -166,10 +174,16 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
     )
 
 
-def stored(model: nn.Module, inputs: Tensor) -> Stored | None:
-    """What `model` stores for the batch-norm calls of a forward pass of `inputs`; None of none."""
-    calls = trace(model, inputs)
-    return Stored([call.layer.running_var for call in calls]) if calls else None
+def stored(model: nn.Module, input_size: tuple[int, int, int]) -> Stored:
+    """What `model` stores for the batch-norm calls of a forward pass of images (C, H, W).
+
+    Raises: NoBatchNormError: there is no call.
+    """
+    device = next((layer.running_var.device for layer in layers(model)), None)
+    calls = trace(model, torch.zeros(1, *input_size, device=device))
+    if not calls:
+        raise NoBatchNormError("R_feature needs batch-norm layers, and the network calls none")
+    return Stored([call.layer.running_var for call in calls])
 
 
 Record = Callable[[Tensor, Tensor], Moments]
@@ -183,13 +197,8 @@ class Watch:
         self._of = record
 
     def take(self) -> Moments:
-        """The moments since the last `take`, calls end to end in execution order; forgets them.
-
-        Raises: NoBatchNormError: there was no call.
-        """
+        """The moments since the last `take`, calls end to end in execution order; forgets them."""
         calls, self._calls = self._calls, []
-        if not calls:
-            raise NoBatchNormError("R_feature needs batch-norm statistics: the network ran none")
         offsets, squares = zip(*calls, strict=True)
         return Moments(torch.cat(offsets, -1), torch.cat(squares, -1))
 
@@ -197,8 +206,9 @@ class Watch:
         """Drop what a forward pass that failed left behind."""
         self._calls = []
 
-    def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._calls.append(self._of(args[0], module.running_mean))  # type: ignore[arg-type]
+    def _record(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        mean = layer.running_mean
+        self._calls.append(self._of(_input(args, named), mean))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -218,7 +228,8 @@ def watch(model: nn.Module, record: Record = moments) -> Iterator[Watch]:
     handles = []
     try:
         for layer in layers(model):
-            handles.append(layer.module.register_forward_pre_hook(watched._record))
+            hook = layer.module.register_forward_pre_hook(watched._record, with_kwargs=True)
+            handles.append(hook)
         yield watched
     finally:
         for handle in handles:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dreamkd.augment import draw_view
+from dreamkd.augment import View, draw_view
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
 from dreamkd.engine import Runtime, spare_bytes, twin
 from dreamkd.engine.available import free_memory
@@ -59,8 +59,7 @@ def r_feature_weight(
         with Objective(
             teacher, alone, runtime=runtime, statistics=statistics, prior=prior
         ) as objective:
-            x, labels = _noise(teacher, _IMAGES, seed=seed)
-            view = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
+            x, labels, view = _noise(teacher, _IMAGES, seed=seed)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
     if sizes[0] == 0:
         raise ConfigError("--r-feature auto: the class loss has no gradient; give a weight")
@@ -104,19 +103,19 @@ def image_chunk(
         with Objective(
             teacher, tried, runtime=runtime, statistics=statistics, prior=prior, rival=rival
         ) as objective:
-            x, labels = (t.to(device) for t in _noise(teacher, size, seed=0))
-            view = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
-            objective(x, labels, view.to(device))
+            x, labels, view = _noise(teacher, size, seed=0)
+            objective(x.to(device), labels.to(device), view.to(device))
             torch.cuda.synchronize(device)  # host sync: until then nothing has run out
         del beside
 
     return even_chunk(count, largest_that_fits(attempt, count))
 
 
-def _noise(teacher: Classifier, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """A start (B, C, H, W) and labels (B,), round robin."""
+def _noise(teacher: Classifier, count: int, *, seed: int) -> tuple[Tensor, Tensor, View]:
+    """A start (B, C, H, W), labels (B,), round robin, and a view of the images as they are."""
     card = teacher.card
     generator = generator_for(seed, "calibration")
     pixels = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
     pixels.begin(count, generator)
-    return pixels.inputs().detach(), torch.arange(count) % card.num_classes
+    view = draw_view(count, shift=0, flip=False, smallest=None, generator=generator)
+    return pixels.inputs().detach(), torch.arange(count) % card.num_classes, view

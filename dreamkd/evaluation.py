@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamkd.data import ImageSet, batches, check_classes, check_labels
-from dreamkd.engine import Runtime, enough_memory, normalise, on_device
+from dreamkd.engine import Runtime, enough_memory, lay_out, normalise, on_device
 from dreamkd.errors import DataError, ModelError
 from dreamkd.events import OnEvent, Progress, ignore
 from dreamkd.metrics import Accuracy, Agreement
@@ -88,7 +88,8 @@ def evaluate(
     with ExitStack() as stack:
         stack.enter_context(enough_memory("lower --batch-size"))
         for network in networks:
-            stack.enter_context(on_device(network.module, device))
+            module = stack.enter_context(on_device(network.module, device))
+            stack.callback(lay_out(module, network.card.input_size))
         views = stack.enter_context(closing(_views(image_set, teacher, batch_size, workers)))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(Runtime(str(device), precision, torch.get_num_threads()).autocast())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamkd import batchnorm, losses, models
+from dreamkd import batchnorm, models
 from dreamkd.batchnorm import Call, Layer
 from dreamkd.data import ImageSet
 from dreamkd.errors import ModelError, NoBatchNormError
@@ -173,9 +173,7 @@ def compare(
         for part in drawn:
             batch = torch.stack([images[index][0] for index in part.tolist()])
             seen.append(observe(batch, torch.zeros(size, dtype=torch.int64)))
-            assert seen[-1].moments is not None
-            assert observe.stored is not None
-            rows.append(losses.distances(seen[-1].moments, observe.stored))
+            rows.append(seen[-1].distances)
     totals = [observation.r_feature for observation in seen]
     layers: dict[str, float] = {}
     for call, share in zip(calls, torch.stack(rows).mean(0).tolist(), strict=True):

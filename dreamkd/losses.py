@@ -7,13 +7,14 @@ that each image has for itself are returned per image, (B,); their mean is taken
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamkd.moments import Moments, Stored, computed
+from dreamkd.moments import Moments, Stored, computed, distances
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,40 +44,6 @@ def r_feature(moments: Moments, stored: Stored, *, first_scale: float = 1.0) -> 
     return first_scale * norms[0] + norms[1:].sum()
 
 
-def distances(moments: Moments, stored: Stored) -> Tensor:
-    """The terms of R_feature: (L,), one for each batch-norm call."""
-    of_mean, of_var = _Distances.apply(*moments, stored)
-    norms: Tensor = of_mean + of_var
-    return norms
-
-
-class _Distances(torch.autograd.Function):
-    """||offset_l||_2 and ||miss_l||_2 of every call l, where miss = var - running_var.
-
-    A length of zero has no gradient, where the root of a sum of squares has none that is finite.
-    """
-
-    @staticmethod
-    def forward(offset: Tensor, square: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
-        miss = Moments(offset, square).var - stored.var
-        of_mean, of_var = stored.sums(torch.stack([offset, miss]).square()).sqrt()
-        return of_mean, of_var
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        offset, square, ctx.stored = inputs
-        ctx.save_for_backward(offset, square, *output)
-
-    @staticmethod
-    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> tuple[Tensor, Tensor, None]:
-        offset, square, of_mean, of_var = ctx.saved_tensors
-        call, var = ctx.stored.call, Moments(offset, square).var
-        toward = torch.where(of_mean > 0, to_mean / of_mean, 0)[call] * offset
-        away = torch.where(of_var > 0, to_var / of_var, 0)[call] * (var - ctx.stored.var)
-        away = torch.where(var > 0, away, 0)
-        return computed(toward - 2 * offset * away), computed(away), None
-
-
 def tv_l2(x: Tensor) -> Tensor:
     """R_TV of Eq. 3 as released: Euclidean norms of four difference images, per image.
 
@@ -94,7 +61,10 @@ def tv_l2(x: Tensor) -> Tensor:
 
 def tv_l1(x: Tensor) -> Tensor:
     """Mean absolute difference to the four neighbours, summed over directions, per image: (B,)."""
-    return torch.stack([d.abs().mean((1, 2, 3)) for d in _differences(*_lines(x))]).sum(0)
+    differences = _differences(*_lines(x))
+    # Where a side is one pixel long there are none in its direction.
+    means = [d.abs().sum((1, 2, 3)) / max(1, d[0].numel()) for d in differences]
+    return torch.stack(means).sum(0)
 
 
 def _lines(x: Tensor) -> tuple[Tensor, int]:
@@ -153,6 +123,10 @@ def l2(x: Tensor) -> Tensor:
     """R_l2 of Eq. 3: Euclidean norm per image of (B, C, H, W): (B,)."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3))
     return norms
+
+
+#: Option -> prior of the images, per image.
+PRIORS: Mapping[str, Callable[[Tensor], Tensor]] = {"tv_l1": tv_l1, "tv_l2": tv_l2, "l2": l2}
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -240,6 +214,10 @@ class SparseOutputs(NamedTuple):
     log_prob: Tensor  # float16 (B, k): log softmax(z / tau) of these
 
 
+#: Of half precision; e to it is 0.
+_LEAST = torch.finfo(torch.half).min
+
+
 def sparse(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> SparseOutputs:
     """Some of the outputs of each image: the larger half are the largest, the others drawn.
 
@@ -257,7 +235,8 @@ def sparse(log_p: Tensor, k: int, *, generator: torch.Generator | None) -> Spars
     draws = torch.rand(log_p.shape, generator=generator).to(log_p.device, non_blocking=True)
     drawn = draws.scatter(1, first, -1.0).topk(k - first.shape[1], dim=1).indices
     index = torch.cat([first, drawn], dim=1)
-    return SparseOutputs(index.int(), log_p.gather(1, index).half())
+    chosen = log_p.gather(1, index).clamp_min(_LEAST)
+    return SparseOutputs(index.int(), chosen.half())
 
 
 def distillation_from_sparse(

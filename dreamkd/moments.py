@@ -179,6 +179,43 @@ def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> T
     return total
 
 
+def distances(moments: Moments, stored: Stored) -> Tensor:
+    """The terms of R_feature (seed Eq. 4): (L,), one for each batch-norm call.
+
+    ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
+    """
+    of_mean, of_var = _Distances.apply(*moments, stored)
+    norms: Tensor = of_mean + of_var
+    return norms
+
+
+class _Distances(torch.autograd.Function):
+    """||offset_l||_2 and ||miss_l||_2 of every call l, where miss = var - running_var.
+
+    A length of zero has no gradient, where the root of a sum of squares has none that is finite.
+    """
+
+    @staticmethod
+    def forward(offset: Tensor, square: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
+        miss = Moments(offset, square).var - stored.var
+        of_mean, of_var = stored.sums(torch.stack([offset, miss]).square()).sqrt()
+        return of_mean, of_var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        offset, square, ctx.stored = inputs
+        ctx.save_for_backward(offset, square, *output)
+
+    @staticmethod
+    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> tuple[Tensor, Tensor, None]:
+        offset, square, of_mean, of_var = ctx.saved_tensors
+        call, var = ctx.stored.call, Moments(offset, square).var
+        toward = torch.where(of_mean > 0, to_mean / of_mean, 0)[call] * offset
+        away = torch.where(of_var > 0, to_var / of_var, 0)[call] * (var - ctx.stored.var)
+        away = torch.where(var > 0, away, 0)
+        return computed(toward - 2 * offset * away), computed(away), None
+
+
 def sampling_level(images: Moments, stored: Stored) -> float:
     """R_feature that a batch of as many and as varied images shows by chance (host sync).
 

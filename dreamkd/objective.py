@@ -6,7 +6,7 @@ compiled graph. Which images are optimised, and how, is `synthesis`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from dreamkd import losses
 from dreamkd.augment import Resampling, View, resample, resampling, see
 from dreamkd.batchnorm import stored, watch
 from dreamkd.config import CompetitionConfig, ImageConfig
-from dreamkd.engine import Runtime, chunks, compile_step, fixed, on_device, renormalise
+from dreamkd.engine import Runtime, chunks, compile_step, fixed, lay_out, on_device, renormalise
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.moments import Average, Moments, Stored, blend, in_place_of
@@ -95,7 +95,7 @@ class Objective:
         self._on_event = on_event
         self._stack = ExitStack()
         self._losses: dict[tuple[int, bool], Callable[..., Loss]] = {}
-        self._stored: dict[int, Stored | None] = {}  # by how much the images are shrunk
+        self._stored: dict[int, Stored] = {}  # by how much the images are shrunk
         self._to_prior: dict[tuple[int, int], Resampling | None] = {}  # from the size seen
 
     def __enter__(self) -> Self:
@@ -103,7 +103,9 @@ class Objective:
         # Copies carry the hooks: others who run the networks meanwhile do not pay for them.
         self._model = self._fixed(self.teacher)
         if self.rival is not None:
-            self._stack.enter_context(on_device(self.rival.student.module, device))
+            module, size = self.rival.student.module, self.rival.student.card.input_size
+            self._stack.enter_context(on_device(module, device))
+            self._stack.callback(lay_out(module, size))
         if self.prior is not None:
             self._prior_model = self._fixed(self.prior)
         if self.statistics:  # else nobody would take what the hooks collect
@@ -122,7 +124,7 @@ class Objective:
 
     def term_names(self, *, compete: bool = True) -> list[str]:
         """The terms of the loss: first those that each image has for itself, then R_feature."""
-        names = ["ce", *(name for name in _PRIORS if getattr(self.config, name))]
+        names = ["ce", *(name for name in losses.PRIORS if getattr(self.config, name))]
         names += ["competition"] if self.rival and compete else []
         return names + (["r_feature"] if self.statistics else [])
 
@@ -209,8 +211,7 @@ class Objective:
             self._to_prior[seen] = weights if seen != size[1:] else None
         if self.statistics:
             with self.runtime.autocast():
-                blank = torch.zeros(1, *size, device=device)
-                self._stored[factor] = stored(self._watched_model, blank)
+                self._stored[factor] = stored(self._watched_model, size)
         step: Step = partial(self._terms, factor, compete)
         if self._compiled:
             step = compile_step(step, on_event=self._on_event)
@@ -255,7 +256,7 @@ class Objective:
         small = _shrink(x, factor)
         own += [
             float(weight) * prior(small)
-            for name, prior in _PRIORS.items()
+            for name, prior in losses.PRIORS.items()
             if (weight := getattr(config, name))
         ]
         if compete:
@@ -275,9 +276,7 @@ class Objective:
                 moments = in_place_of(whole, moments, share=len(x) / count)
             if average is not None:
                 moments = average.including(moments)
-            stored_ = self._stored[factor]
-            assert stored_ is not None  # else nothing was there to take
-            r = losses.r_feature(moments, stored_, first_scale=float(config.first_bn))
+            r = losses.r_feature(moments, self._stored[factor], first_scale=float(config.first_bn))
             terms = torch.cat([terms, alpha_f * r[None]])
         return terms.sum(), terms.detach(), per_image.detach().sum(0)
 
@@ -296,10 +295,3 @@ def _inputs(x: Tensor, view: View, factor: int) -> Tensor:
 
 def _shrink(x: Tensor, factor: int) -> Tensor:
     return x if factor == 1 else F.avg_pool2d(x, factor)
-
-
-_PRIORS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "tv_l1": losses.tv_l1,
-    "tv_l2": losses.tv_l2,
-    "l2": losses.l2,
-}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from dreamkd import losses
 from dreamkd.augment import resample, resampling
 from dreamkd.batchnorm import stored, watch
 from dreamkd.engine import normalise, on_device, twin
+from dreamkd.errors import NoBatchNormError
 from dreamkd.models import Classifier
-from dreamkd.moments import Moments, image_moments, sampling_level
+from dreamkd.moments import Moments, Stored, distances, image_moments, sampling_level
 
 #: Images in one forward pass, which is in float32.
 _CHUNK = 64
@@ -27,6 +27,7 @@ class Observation:
     predictions: Tensor  # int64 (B,): the teacher's top-1, CPU
     confidences: Tensor  # float32 (B,): the teacher's probability of the label, CPU
     moments: Moments | None  # of the batch, on the device; None without batch norm
+    distances: Tensor  # (L,): the terms of R_feature, unweighted, CPU; empty without batch norm
     r_feature: float  # of the batch, unweighted; 0 without batch norm
     r_feature_chance: float  # what as many and as varied images show by chance
 
@@ -54,8 +55,9 @@ class Observer:
             for network in networks
         ]
         self._module, self._watched_module = modules[0], modules[-1]
-        blank = torch.zeros(1, *networks[-1].card.input_size, device=self._device)
-        self.stored = stored(self._watched_module, blank)
+        self._stored: Stored | None = None
+        with suppress(NoBatchNormError):
+            self._stored = stored(self._watched_module, networks[-1].card.input_size)
         self._count = 0
 
         def record(x: Tensor, mean: Tensor) -> Moments:
@@ -76,20 +78,22 @@ class Observer:
             logits.append(self._logits(self._module, self._teacher, chunk))
             if self._prior is not None:
                 self._logits(self._watched_module, self._prior, chunk)
-            if self.stored is not None:
+            if self._stored is not None:
                 found.append(self._watched.take())
-        moments, r_feature, chance = None, 0.0, 0.0
-        if self.stored is not None:
+        moments, terms, r_feature, chance = None, torch.zeros(0), 0.0, 0.0
+        if self._stored is not None:
             per_image = Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
             moments = Moments(*(values.mean(0) for values in per_image))
-            r_feature = float(losses.r_feature(moments, self.stored))
+            terms = distances(moments, self._stored).cpu()
+            r_feature = float(terms.sum())
             # All that a single image shows may be chance.
-            chance = sampling_level(per_image, self.stored) if len(labels) > 1 else r_feature
+            chance = sampling_level(per_image, self._stored) if len(labels) > 1 else r_feature
         probabilities = torch.cat(logits).float().softmax(1).cpu()
         return Observation(
             predictions=probabilities.argmax(1),
             confidences=probabilities.gather(1, labels.cpu()[:, None])[:, 0],
             moments=moments,
+            distances=terms,
             r_feature=r_feature,
             r_feature_chance=chance,
         )

@@ -11,6 +11,7 @@ import torch
 
 from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
+from dreamkd.course import stages
 from dreamkd.engine import Runtime, Work, enough_memory, twin, worth_compiling
 from dreamkd.errors import ModelError, RunError
 from dreamkd.events import Note, OnEvent
@@ -154,8 +155,9 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
     Raises:
         ConfigError: what was given does not go with what follows from the model.
     """
-    if isinstance(config, DistillConfig):
-        config = replace(config, budget_minutes=None)  # it becomes rounds and steps, measured
+    if isinstance(config, DistillConfig) and config.budget_minutes is not None:
+        # It becomes rounds and steps once the work is timed, by which a warm-up is judged.
+        config = replace(config, budget_minutes=None, warmup="auto")
     decided = settle(config, input_size=teacher.card.input_size, std=teacher.card.std)
     alike = batchnorm.layers(teacher.module) and all(
         _runs(network, factor=coarsest(decided)) for network in filter(None, (teacher, student))
@@ -167,8 +169,8 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
 
 
 def coarsest(config: Config) -> int:
-    """By how much images are shrunk in the first of the stages."""
-    return int(2 ** max(0, len(config.stages) - 1))
+    """By how much images are shrunk in the first of the stages that has a step."""
+    return next(iter(stages(config)))[0]
 
 
 def _measured(
@@ -221,7 +223,7 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
     probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # some drop units at random
             outputs = probe.train(training)(torch.zeros(2, *shape))
     except Exception as error:  # whatever an operation says of a shape it cannot take
         raise ModelError(

@@ -183,6 +183,7 @@ class Synthesiser:
         Returns: the images, normalised, (B, C, H, W), detached.
         Raises: DivergedError.
         """
+        labels = attempt.labels
         average = (self._average if course.averaged else None) or self._weightless
         for factor, steps in course.stages:
             optimizer = course.optimizer(images)
@@ -193,7 +194,7 @@ class Synthesiser:
                     x = images.inputs()
                 loss = self._objective(
                     x,
-                    attempt.labels,
+                    labels,
                     view,
                     factor=factor,
                     compete=attempt.compete,
@@ -219,6 +220,11 @@ class Synthesiser:
             x = images.inputs().detach()
         finite = {"the images": 0.0 if bool(x.isfinite().all()) else math.nan}  # host sync
         check_finite(finite, where=attempt.place)
+        if attempt.best is not None:
+            # What the last step made has not been looked at yet.
+            view, compete = self._view(1, attempt), attempt.compete
+            scores = self._objective(x, labels, view, compete=compete, average=average).scores
+            attempt.best.offer(x, scores)
         return x
 
     @contextmanager

@@ -28,6 +28,7 @@ from dreamkd.engine import (
     check_finite,
     compile_step,
     fixed,
+    lay_out,
     normalise,
     optimizer,
     rate,
@@ -81,7 +82,7 @@ class Training:
         self._on_event = on_event
         self._stack = ExitStack()
         self._module = student.module.to(runtime.device)
-        self._module.to(memory_format=torch.channels_last)
+        self._stack.callback(lay_out(self._module, student.card.input_size))
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
         self._running = running_statistics(self._module)
         self._optimizer = optimizer(self._module, config)

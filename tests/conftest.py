@@ -36,7 +36,7 @@ PLAIN = {"threads": 1, "precision": "fp32", "compile": "off", "device": "cpu"}
 
 @pytest.fixture(autouse=True)
 def leave_torch_as_it_was() -> Iterator[None]:
-    """No test and no workflow may change the thread count or the global random stream."""
+    """No test may leave another thread count, or another global random stream, to the next."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield
     assert torch.get_num_threads() == threads

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dreamkd import preparation
 from dreamkd.batch import Batch
 from dreamkd.budget import Pace, Plan, largest_plan, left_out, measure_pace, planned
 from dreamkd.config import DistillConfig, settle
@@ -111,6 +112,17 @@ def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
         config = settle(wanted, input_size=SIZE)
         plan = planned(config, wanted, PACE, input_size=SIZE, seconds=50.0)
         assert (plan.rounds, plan.steps, plan.warmup) == (10, 100, want)
+
+
+def test_a_warm_up_is_judged_by_the_planned_steps(digits: Classifier) -> None:
+    free = {"rounds": "auto", "steps": "auto", "first_batches": "auto"}
+    given = distill_config(budget_minutes=60.0, warmup=9000, **free)
+    config = preparation.settled(given, digits)
+    assert int(config.steps) < 9000
+    with pytest.raises(ConfigError, match="--warmup: 9000 must be below"):
+        planned(config, given, PACE, input_size=SIZE, seconds=60.0)
+    longer = planned(config, given, PACE, input_size=SIZE, seconds=36000.0)
+    assert longer.warmup == 9000 < int(longer.steps)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dreamkd.engine.fixed import FixedNorm
 from dreamkd.models import Classifier
 
 FP32, BF16 = (Runtime("cpu", precision, 1) for precision in ("fp32", "bf16"))
+SIZE = (3, 12, 12)
 
 
 def network() -> nn.Module:
@@ -51,7 +52,7 @@ def gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_float32_is_within_1e_5_of_float64() -> None:
     model = network()
     wanted = gradient(copy.deepcopy(model).eval().double(), images().double())
-    got = gradient(fixed(model, runtime=FP32), images())
+    got = gradient(fixed(model, runtime=FP32, input_size=SIZE), images())
     for a, b in zip(got, wanted, strict=True):
         assert float((a - b).norm() / b.norm()) < 1e-5
 
@@ -59,7 +60,10 @@ def test_float32_is_within_1e_5_of_float64() -> None:
 def test_bfloat16_is_what_autocast_gives() -> None:
     model = network()
     with BF16.autocast():
-        got, wanted = fixed(model, runtime=BF16)(images()), copy.deepcopy(model).eval()(images())
+        got, wanted = (
+            fixed(model, runtime=BF16, input_size=SIZE)(images()),
+            copy.deepcopy(model).eval()(images()),
+        )
     assert got.dtype == wanted.dtype == torch.bfloat16
     assert torch.allclose(got, wanted, rtol=0.02, atol=0.02)
 
@@ -68,7 +72,7 @@ def test_what_the_compiler_sees_is_what_torch_s_kernel_computes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In half precision a norm is written twice."""
-    model = fixed(network(), runtime=BF16)
+    model = fixed(network(), runtime=BF16, input_size=SIZE)
     with BF16.autocast():
         kernel = gradient(model, images())
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -81,7 +85,7 @@ def test_what_the_compiler_sees_is_what_torch_s_kernel_computes(
 def test_the_original_is_left_alone() -> None:
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    made = fixed(model, runtime=BF16)
+    made = fixed(model, runtime=BF16, input_size=SIZE)
     assert model.training
     assert not made.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
@@ -95,7 +99,7 @@ def test_the_original_is_left_alone() -> None:
 def test_the_copy_is_watched_like_the_original(digits: Classifier) -> None:
     x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(2))
     found = []
-    for model in (digits.module, fixed(digits.module, runtime=FP32)):
+    for model in (digits.module, fixed(digits.module, runtime=FP32, input_size=(1, 16, 16))):
         with batchnorm.watch(model) as watched, torch.no_grad():
             model(x)
             found.append(watched.take())
@@ -105,14 +109,14 @@ def test_the_copy_is_watched_like_the_original(digits: Classifier) -> None:
 
 
 def test_a_norm_alone_is_replaced_too() -> None:
-    assert isinstance(fixed(nn.BatchNorm2d(3), runtime=FP32), FixedNorm)
+    assert isinstance(fixed(nn.BatchNorm2d(3), runtime=FP32, input_size=SIZE), FixedNorm)
 
 
 def test_unknown_kinds_stay() -> None:
     class Mine(nn.Conv2d):
         pass
 
-    made = fixed(nn.Sequential(Mine(3, 3, 1), nn.InstanceNorm2d(3)), runtime=BF16)
+    made = fixed(nn.Sequential(Mine(3, 3, 1), nn.InstanceNorm2d(3)), runtime=BF16, input_size=SIZE)
     assert [type(m) for m in made] == [Mine, nn.InstanceNorm2d]
     assert made[0].weight.dtype == torch.float32
 

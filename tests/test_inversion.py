@@ -354,7 +354,11 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
         ({"r_feature": 1, "r_feature_scale": 1}, ConfigError, "no effect with --r-feature"),
         ({"images": "generator", "clip": "off"}, ConfigError, "--clip has no effect with --images"),
         ({"stages": "1,0"}, ConfigError, "--stages: the last one"),
-        ({"stages": "1,1,1,1,1,1,1,1"}, ModelError, "does not run on images of 1x0x0"),
+        (
+            {"stages": "1,1,1,1,1,1,1,1", "image_steps": 8},
+            ModelError,
+            "does not run on images of 1x0x0",
+        ),
         ({"class_weights": "3"}, ConfigError, "'3' is not CLASS:WEIGHT"),
         ({"class_weights": "11:1"}, ConfigError, "--class-weights: '11' is not within 0-9"),
         ({"class_weights": "0:nan"}, ConfigError, "'0:nan' is not CLASS:WEIGHT"),

@@ -45,6 +45,15 @@ def test_tv_l1_by_hand() -> None:
     assert float(losses.tv_l1(x)) == pytest.approx(9)
 
 
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)], ids=str)
+def test_where_there_is_no_neighbour_nothing_varies(size: tuple[int, int]) -> None:
+    x = torch.ones(2, 3, *size, requires_grad=True)
+    for prior in (losses.tv_l1, losses.tv_l2):
+        (gradient,) = torch.autograd.grad((found := prior(x)).sum(), x)
+        assert found.tolist() == [0, 0]
+        assert bool((gradient == 0).all())
+
+
 @pytest.mark.parametrize("prior", [losses.tv_l1, losses.tv_l2, losses.l2])
 def test_priors_belong_to_each_image_alone(prior) -> None:
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -68,6 +68,15 @@ def test_every_weighted_term_is_reported(digits: Classifier) -> None:
     assert halved.terms["tv_l1"] == pytest.approx(whole.terms["tv_l1"] / 2)
 
 
+def test_the_best_version_may_be_the_last(digits: Classifier) -> None:
+    """One step makes two versions of an image: what it starts from, and what comes of it."""
+    given = {"image_steps": 1, "r_feature": 0.0, "jitter": 0, "flip": "off"}
+    best, last = (synthesise(digits, keep=keep, **given) for keep in ("best", "last"))
+    assert torch.equal(best.images, last.images)
+    longer = synthesise(digits, keep="best", **given | {"image_steps": 6})
+    assert float(longer.confidences.mean()) > float(best.confidences.mean())
+
+
 def test_a_batch_is_a_function_of_its_generator(digits: Classifier) -> None:
     first, again = synthesise(digits), synthesise(digits)
     assert torch.equal(first.images, again.images)

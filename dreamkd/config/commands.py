@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dreamkd.config.images import (
     BY_PRESET,
+    COMPETITION,
     IMAGES,
     MOST_IMAGES,
     CompetitionConfig,
@@ -176,7 +177,9 @@ class InvertConfig(
             names = ("r_feature", "r_feature_scale", "refine_r_feature", "first_bn")
             idle |= dict.fromkeys((*names, "bn_momentum", "bn_prior"), method)
         if self.method != "adaptive":
-            idle |= dict.fromkeys(("student", *CompetitionConfig.__dataclass_fields__), method)
+            idle |= dict.fromkeys(("student", *COMPETITION), method)
+        elif self.competition == 0:
+            idle |= dict.fromkeys(COMPETITION[1:], "--competition 0")
         return idle
 
 
@@ -274,20 +277,16 @@ class DistillConfig(
     def idle(self) -> dict[str, str]:
         """Options that have no effect with the others as they are: with --data, synthesis."""
         idle = dict.fromkeys(("rounds", "steps"), "--budget-minutes") if self.budget_minutes else {}
-        if self.optimizer == "adamw":
-            idle["momentum"] = "--optimizer adamw"
-        if not self.hard_labels:
-            idle["label_smoothing"] = "--hard-labels 0"
-        if not self.eval_data:
-            idle["eval_every"] = "--eval-data left out"
-        competition = [*CompetitionConfig.__dataclass_fields__]
+        idle |= {"momentum": "--optimizer adamw"} if self.optimizer == "adamw" else {}
+        idle |= {} if self.hard_labels else {"label_smoothing": "--hard-labels 0"}
+        idle |= {} if self.eval_data else {"eval_every": "--eval-data left out"}
         if self.rounds == 0:
-            idle |= dict.fromkeys(competition, "--rounds 0")
+            idle |= dict.fromkeys(COMPETITION, "--rounds 0")
         elif self.competition == 0:
-            idle |= dict.fromkeys(competition[1:], "--competition 0")
+            idle |= dict.fromkeys(COMPETITION[1:], "--competition 0")
         if not self.data:
             return super().idle() | idle
-        names = (*ImageConfig.__dataclass_fields__, *competition, "first_batches", "rounds")
+        names = (*ImageConfig.__dataclass_fields__, *COMPETITION, "first_batches", "rounds")
         return idle | {name: "--data" for name in names if name != "preset"}
 
 

@@ -91,7 +91,7 @@ class ImageConfig:
         group=IMAGES,
         minimum=0,
         auto=BY_PRESET,
-        help="steps in which the rate rises linearly",
+        help="steps in which the rate rises linearly, at most half of those of a stage",
     )
     jitter: int | str = option(
         "auto",
@@ -278,3 +278,7 @@ class CompetitionConfig:
         symbol="tau_c",
         help="of both softmaxes in R_c; Eq. 8 has 1",
     )
+
+
+#: Options of the competition, its weight first.
+COMPETITION = tuple(CompetitionConfig.__dataclass_fields__)

@@ -4,7 +4,15 @@ from dreamkd.engine.compiling import Work, compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import LOOK, check_finite, enough_memory
 from dreamkd.engine.memory import chunks, require_memory, spare_bytes
-from dreamkd.engine.modules import frozen, normalise, on_device, renormalise, to_uint8, twin
+from dreamkd.engine.modules import (
+    frozen,
+    lay_out,
+    normalise,
+    on_device,
+    renormalise,
+    to_uint8,
+    twin,
+)
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
 from dreamkd.engine.weights import WeightAverage, optimizer
@@ -20,6 +28,7 @@ __all__ = [
     "enough_memory",
     "fixed",
     "frozen",
+    "lay_out",
     "normalise",
     "on_device",
     "optimizer",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamkd.engine.modules import lay_out
 from dreamkd.engine.runtime import Runtime
 
 
-def fixed(
-    model: nn.Module, *, runtime: Runtime, input_size: tuple[int, int, int] | None = None
-) -> nn.Module:
+def fixed(model: nn.Module, *, runtime: Runtime, input_size: tuple[int, int, int]) -> nn.Module:
     """A copy of `model` in eval mode, on the runtime's device, that computes the same faster.
 
     What every step would do again is done once: weights are cast to the precision of the matrix
@@ -23,24 +24,19 @@ def fixed(
     Kinds that are not known by their exact class stay as they are.
 
     Args:
-        input_size: (C, H, W) of a blank image that the copy is run on: some networks keep a table
-            from their first run, which would be another graph, were it left to the first step.
+        input_size: (C, H, W) of a blank image that the copy is run on, to see which layout it
+            bears. Some networks keep a table from their first run, which would be another graph,
+            were it left to the first step.
     """
     with torch.no_grad():
         made = copy.deepcopy(model).eval().requires_grad_(False).to(runtime.device)
-        made = made.to(memory_format=torch.channels_last)
-        for name, module in list(made.named_modules()):
+        for module in list(made.modules()):
             if type(module) in _PRODUCTS and runtime.dtype != torch.float32:
                 module.to(runtime.dtype)
             elif _is_known_norm(module):
-                norm = FixedNorm(module).to(runtime.device)
-                if not name:
-                    return norm
-                made.set_submodule(name, norm)
-        if input_size is not None:
-            blank = torch.zeros(1, *input_size, device=runtime.device)
-            with runtime.autocast():
-                made(blank.contiguous(memory_format=torch.channels_last))
+                FixedNorm.take_over(module)
+        with runtime.autocast():
+            lay_out(made, input_size)
     return made
 
 
@@ -51,52 +47,63 @@ class FixedNorm(nn.Module):
 
     The compiler makes one pass of it together with what follows. Where it does not run and images
     are of half precision, torch's own kernel is one pass too, and these would be five.
+
+    A layer becomes one where it is, and stays what it was besides: networks read the size of their
+    layers, and keep them in lists.
     """
 
     running_mean: Tensor
     running_var: Tensor
-    weight: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    # As they stand beside images, (C, 1, 1): nothing is left for the compiler to trace.
     centre: Tensor
     scale: Tensor
-    bias: Tensor
+    shift: Tensor
 
-    def __init__(self, norm: nn.Module) -> None:
-        """Take over from a BatchNorm1d/2d/3d, SyncBatchNorm or timm BatchNormAct2d."""
-        super().__init__()
+    @classmethod
+    def take_over(cls, norm: nn.Module) -> None:
+        """Turn a BatchNorm1d/2d/3d, SyncBatchNorm or timm BatchNormAct2d into one."""
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        self.eps = norm.eps
-        mean, var = norm.running_mean.float(), norm.running_var.double()
-        weight = torch.ones_like(mean) if norm.weight is None else norm.weight.float()
-        scale = (var + norm.eps).rsqrt() * weight
-        bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.float()
-        self.register_buffer("running_mean", mean.clone())
-        self.register_buffer("running_var", norm.running_var.float().clone())
-        self.register_buffer("weight", weight.detach().clone())
-        # As they stand beside images, (C, 1, 1): nothing is left for the compiler to trace.
-        self.register_buffer("centre", mean.clone()[:, None, None])
-        self.register_buffer("scale", scale.detach().float()[:, None, None])
-        self.register_buffer("bias", bias.detach().clone()[:, None, None])
+        norm.float()
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = torch.zeros_like(scale) if norm.bias is None else norm.bias
+        beside = {"centre": norm.running_mean, "scale": scale, "shift": shift}
+        for name, values in beside.items():
+            norm.register_buffer(name, values.detach().float().clone()[:, None, None])
         after = [getattr(norm, step, None) for step in ("drop", "act")]
-        self.after = nn.Sequential(*(step for step in after if isinstance(step, nn.Module)))
-        self.eval().requires_grad_(False)
+        norm.after = nn.Sequential(*(step for step in after if isinstance(step, nn.Module)))
+        kind: type = type(norm)
+        norm.__class__ = _fixed_kind(kind)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape and precision, computed in float32."""
-        half = x.dtype != torch.float32
+        x, half = input, input.dtype != torch.float32
         if half and not torch.compiler.is_compiling():
-            mean, var, bias = self.running_mean, self.running_var, self.bias.flatten()
-            y = F.batch_norm(x, mean, var, self.weight, bias, eps=self.eps)
+            mean, var = self.running_mean, self.running_var
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
         else:
-            centre, scale, bias = self.centre, self.scale, self.bias
+            centre, scale, shift = self.centre, self.scale, self.shift
             if x.ndim != 4:
                 shape = (-1, *[1] * (x.ndim - 2))
-                centre, scale, bias = (values.view(shape) for values in (centre, scale, bias))
-            y = ((x.float() if half else x) - centre) * scale + bias
+                centre, scale, shift = (values.view(shape) for values in (centre, scale, shift))
+            y = ((x.float() if half else x) - centre) * scale + shift
             if half:
                 y = y.to(x.dtype)
-        return self.after(y) if len(self.after) else y
+        after: Any = self.after
+        out: Tensor = after(y) if len(after) else y
+        return out
+
+
+@functools.cache
+def _fixed_kind(kind: type) -> type:
+    """A class of both kinds, for networks that ask what their layers are."""
+    return type(FixedNorm.__name__, (FixedNorm, kind), {})
 
 
 def _is_known_norm(module: nn.Module) -> bool:

@@ -48,7 +48,8 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = model(inputs.detach().requires_grad_())  # held, so that no address is used twice
+        leaf = inputs.detach().requires_grad_()
+        outputs = model(leaf.clone())  # held, so that no address is used twice
     del outputs
     return sum(kept.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,12 +33,58 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def on_device(model: nn.Module, device: str | torch.device) -> Iterator[nn.Module]:
     """Frozen on `device` while the block lasts; brought home and thawed after it."""
-    home = next((parameter.device for parameter in model.parameters()), torch.device(device))
+    home = _home(model, otherwise=device)
     with frozen(model):
         try:
             yield model.to(device)
         finally:
             model.to(home)
+
+
+def _home(model: nn.Module, *, otherwise: str | torch.device = "cpu") -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device(otherwise))
+
+
+def lay_out(model: nn.Module, input_size: tuple[int, int, int]) -> Callable[[], None]:
+    """Put the channels of the weights last, the fastest layout: images then may be given likewise.
+
+    A network that flattens by `view` does not run so, though it does otherwise. Its weights stay as
+    they are, and a hook gives it images in the usual layout.
+
+    Args: input_size: (C, H, W) of a blank image that the network is run on.
+    Returns: what undoes it.
+    """
+    if _in_usual_layout in model._forward_pre_hooks.values():
+        return lambda: None  # found out before; weights that a recorded step reads stay in place
+    blank = torch.zeros(1, *input_size, device=_home(model))
+    moved = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last)
+    ]
+
+    def undo() -> None:
+        _move(moved, torch.contiguous_format)
+
+    _move(moved, torch.channels_last)
+    with frozen(model), torch.no_grad():
+        try:
+            model(blank.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:  # torch has no class of its own for what `view` refuses
+            undo()
+            handle = model.register_forward_pre_hook(_in_usual_layout)
+            model(blank)
+            return handle.remove
+    return undo
+
+
+def _move(parameters: Sequence[nn.Parameter], layout: torch.memory_format) -> None:
+    for parameter in parameters:
+        parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def _in_usual_layout(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.contiguous() for each in inputs)
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -117,8 +117,10 @@ class Classifier:
             mean: per channel, of images in [0, 1].
             std: per channel.
 
-        Raises: ModelError: a field is out of its range.
+        Raises: ModelError: a field is out of its range, or the network is TorchScript.
         """
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{name}: TorchScript shows no layers; give the network itself")
         card = Card(
             architecture=name,
             weights="own",

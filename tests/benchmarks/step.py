@@ -128,7 +128,8 @@ def ours_block(case: Case, stack: ExitStack, *, precision: str, compiled: bool) 
 def floor_block(case: Case, *, precision: str, compiled: bool) -> Block:
     """(c) the bare frozen network, forward and backward to the image."""
     runtime = Runtime.settle(settings(case, precision=precision))
-    model = fixed(network(case).module, runtime=runtime)
+    size = (3, case.size, case.size)
+    model = fixed(network(case).module, runtime=runtime, input_size=size)
     labels = (torch.arange(case.batch) % 10).to(case.device)
     x = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
     x = x.to(memory_format=torch.channels_last)

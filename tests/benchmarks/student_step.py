@@ -56,7 +56,7 @@ def ours_block(case: Case, stack: ExitStack, config: DistillConfig) -> Block:
 def floor_block(case: Case, config: DistillConfig) -> Block:
     """The bare three on one batch."""
     runtime = Runtime.settle(config)
-    teacher = fixed(network(case).module, runtime=runtime)
+    teacher = fixed(network(case).module, runtime=runtime, input_size=(3, case.size, case.size))
     student = network(case).module.train().to(case.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         student.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True

@@ -296,6 +296,17 @@ def test_what_is_given_is_not_settled() -> None:
             "--competition-temperature has no effect with --competition 0",
         ),
         (
+            InvertConfig,
+            {
+                "model": "m",
+                "method": "adaptive",
+                "student": "s",
+                "competition": 0,
+                "competition_loss": "kl",
+            },
+            "--competition-loss has no effect with --competition 0",
+        ),
+        (
             DistillConfig,
             {**PAIR, "rounds": 0, "competition": 5},
             "--competition has no effect with --rounds 0",
