@@ -9,7 +9,7 @@ Statistics are taken at the *input* of a layer: fused activations make its outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -186,33 +186,31 @@ def stored(model: nn.Module, input_size: tuple[int, int, int]) -> Stored:
     return Stored([call.layer.running_var for call in calls])
 
 
-Record = Callable[[Tensor, Tensor], Moments]
-
-
 class Watch:
-    """Collects the `Moments` of batch-norm calls since the last `take`."""
+    """Collects the moments of batch-norm calls."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self) -> None:
         self._calls: list[Moments] = []
-        self._of = record
 
-    def take(self) -> Moments:
-        """The moments since the last `take`, calls end to end in execution order; forgets them."""
-        calls, self._calls = self._calls, []
-        offsets, squares = zip(*calls, strict=True)
-        return Moments(torch.cat(offsets, -1), torch.cat(squares, -1))
+    def begin(self) -> None:
+        """Forget what was collected, as by a forward pass that failed.
 
-    def forget(self) -> None:
-        """Drop what a forward pass that failed left behind."""
+        Within a compiled function, call it there: what it adds to a list of its own stays inside.
+        """
         self._calls = []
+
+    def take(self) -> list[Moments]:
+        """Of the rows of each call's input since `begin`, in execution order; forgets them."""
+        calls, self._calls = self._calls, []
+        return calls
 
     def _record(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         mean = layer.running_mean
-        self._calls.append(self._of(_input(args, named), mean))  # type: ignore[arg-type]
+        self._calls.append(moments(_input(args, named), mean))  # type: ignore[arg-type]
 
 
 @contextmanager
-def watch(model: nn.Module, record: Record = moments) -> Iterator[Watch]:
+def watch(model: nn.Module) -> Iterator[Watch]:
     """Watch every batch-norm call of `model` while the block lasts.
 
     Enter before compiling: the hooks then are part of the graph. They are removed when the block
@@ -220,11 +218,9 @@ def watch(model: nn.Module, record: Record = moments) -> Iterator[Watch]:
 
         with watch(model) as watched:
             logits = model(inputs)
-            found = watched.take()
-
-    Args: record: what is taken of (input, running mean) of each call.
+            found = of_batch(watched.take())
     """
-    watched = Watch(record)
+    watched = Watch()
     handles = []
     try:
         for layer in layers(model):

@@ -7,6 +7,7 @@ once for each layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ class Moments(NamedTuple):
 
         offset = E[x - m],  square = E[(x - m)^2]
 
-    Each (C,), means over images and positions: those of a batch are the weighted means of its
-    parts. Of single images, (B, C).
+    Means over positions of each row of a layer's input, (B, C), or of all of them, (C,): those of a
+    batch are the means of its rows, and the weighted means of its parts.
     """
 
     offset: Tensor
@@ -56,12 +57,12 @@ class Stored:
 
 
 def moments(x: Tensor, running_mean: Tensor) -> Moments:
-    """First and second moment per channel of `x` (B, C, ...), in one pass over the data.
+    """First and second moment per row and channel of `x` (B, C, ...), in one pass over the data.
 
     The shift by m keeps float32 exact where the mean is many standard deviations from zero; `x` may
     be of lower precision and is never copied to float32 once compiled.
 
-    Returns: float32; float64 of float64.
+    Returns: (B, C), float32; float64 of float64.
     """
     mean = running_mean
     if mean.dtype != (dtype := torch.promote_types(x.dtype, torch.float32)):
@@ -73,22 +74,23 @@ def moments(x: Tensor, running_mean: Tensor) -> Moments:
 
 def _moments(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     centred = _centred(x, mean)
-    # First image by image: what was just written is still in the cache, and the compiler joins
-    # this loop with the layer's own.
-    within = tuple(range(2, x.ndim))
-    each = [v.mean(within) if within else v for v in (centred, centred.square())]
-    return each[0].mean(0), each[1].mean(0)
+    if x.ndim == 2:
+        return centred, centred.square()
+    # Row by row: what was just written is still in the cache, and the compiler joins this loop with
+    # the layer's own. A product, since it would repeat a division for every value going back.
+    within, share = tuple(range(2, x.ndim)), math.prod(x.shape[:2]) / x.numel()
+    return centred.sum(within) * share, centred.square().sum(within) * share
 
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:
     wide = x if x.dtype == mean.dtype else x.to(mean.dtype)
-    return wide - _per_channel(mean, x)
+    return wide - mean.view(-1, *[1] * (x.ndim - 2))
 
 
 class _Moments(torch.autograd.Function):
-    """E[x - m] and E[(x - m)^2] per channel, of which only x is kept for the backward pass.
+    """E[x - m] and E[(x - m)^2] of each row, of which only x is kept for the backward pass.
 
-    dx = (d_offset + 2 (x - m) d_square) / N
+    dx = (d_offset + 2 (x - m) d_square) / positions
     """
 
     @staticmethod
@@ -103,15 +105,12 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, offset: Tensor, square: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
-        share = mean.numel() / x.numel()
-        slope, level = _per_channel(square * (2 * share), x), _per_channel(offset * share, x)
-        gradient = _centred(x, mean) * slope + level
-        return gradient.to(x.dtype), None
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) beside (B, C, ...)."""
-    return values.view(-1, *[1] * (x.ndim - 2))
+        share = math.prod(x.shape[:2]) / x.numel()
+        level, slope = (
+            values.view(*x.shape[:2], *[1] * (x.ndim - 2))
+            for values in (offset * share, square * (2 * share))
+        )
+        return (_centred(x, mean) * slope + level).to(x.dtype), None
 
 
 def computed(values: Tensor) -> Tensor:
@@ -123,16 +122,25 @@ def computed(values: Tensor) -> Tensor:
     return values.as_strided(values.shape, values.stride())
 
 
-def image_moments(x: Tensor, running_mean: Tensor, *, count: int) -> Moments:
-    """Like `moments` of each of `count` images by itself: offset and square of shape (count, C).
+def of_batch(calls: Sequence[Moments]) -> Moments:
+    """From those of the rows of each call, (B, C_l), those of the batch, end to end, (C,)."""
+    together: list[Tensor] = []
+    for values in zip(*calls, strict=True):
+        if len({len(rows) for rows in values}) == 1:
+            rows = torch.cat(values, 1)  # one sum over images for all layers
+            together.append(rows.sum(0) * (1 / len(rows)))
+        else:  # some layers see positions in the place of images
+            together.append(torch.cat([rows.mean(0) for rows in values]))
+    return Moments(*together)
+
+
+def of_images(calls: Sequence[Moments], *, count: int) -> Moments:
+    """Likewise of each of `count` images by itself, (count, C).
 
     Networks that fold positions into the batch dimension keep an image's rows together.
     """
-    shape = (-1, *[1] * (x.ndim - 2))
-    centred = x.float() - running_mean.float().view(shape)
-    rows = torch.stack([centred, centred.square()])[..., None].flatten(3).mean(3)  # (2, rows, C)
-    offset, square = rows.view(2, count, -1, rows.shape[2]).mean(2)
-    return Moments(offset, square)
+    each = [[rows.view(count, -1, rows.shape[1]).mean(1) for rows in call] for call in calls]
+    return Moments(*(torch.cat(values, 1) for values in zip(*each, strict=True)))
 
 
 def blend(parts: Sequence[Moments], weights: Sequence[float | Tensor]) -> Moments:
@@ -225,7 +233,7 @@ def sampling_level(images: Moments, stored: Stored) -> float:
     statistics of B images lie from those of the population they are drawn from, if that population
     is the one that was stored; what a batch shows beyond it is a difference of populations.
 
-    Args: images: of `image_moments`, all calls end to end, (B, C).
+    Args: images: of each, all calls end to end, (B, C).
     """
     var = images.square - 2 * images.offset.mean(0) * images.offset
     errors = torch.stack([images.offset, var]).var(1) / len(var)  # (2, C)

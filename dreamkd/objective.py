@@ -23,7 +23,7 @@ from dreamkd.config import CompetitionConfig, ImageConfig
 from dreamkd.engine import Runtime, chunks, compile_step, fixed, lay_out, on_device, renormalise
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
-from dreamkd.moments import Average, Moments, Stored, blend, in_place_of
+from dreamkd.moments import Average, Moments, Stored, blend, in_place_of, of_batch
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,6 @@ class Objective:
         alpha_f: Tensor,
     ) -> Loss:
         """The loss of a batch, chunk by chunk."""
-        if self.statistics:
-            self._watched.forget()  # what a call that failed left behind
         count = len(x)
         parts = chunks(count, int(self.config.image_chunk))
         whole = self._whole(x, view, parts, factor) if len(parts) > 1 and self.statistics else None
@@ -223,13 +221,14 @@ class Objective:
         """The moments of the whole batch, chunk by chunk."""
         found = []
         for part in parts:
+            self._watched.begin()
             with self.runtime.autocast():
                 inputs = _inputs(x[part], view.part(part), factor)
                 if self.prior is None:
                     self._model(inputs)
                 else:
                     self._run_prior(inputs)
-            found.append(self._watched.take())
+            found.append(of_batch(self._watched.take()))
         return blend(found, [(part.stop - part.start) / len(x) for part in parts])
 
     def _terms(
@@ -249,6 +248,8 @@ class Objective:
         Returns: the scalar to differentiate; the weighted terms; each image's own part, (B,).
         """
         config = self.config
+        if self.statistics:
+            self._watched.begin()
         inputs = _inputs(x, view, factor)
         logits = self._model(inputs)
         own = [float(config.ce) * losses.classification(logits, labels)]
@@ -271,7 +272,7 @@ class Objective:
         if self.statistics:
             if self.prior is not None:
                 self._run_prior(inputs)
-            moments = self._watched.take()
+            moments = of_batch(self._watched.take())
             if whole is not None:
                 moments = in_place_of(whole, moments, share=len(x) / count)
             if average is not None:

@@ -14,7 +14,7 @@ from dreamkd.batchnorm import stored, watch
 from dreamkd.engine import normalise, on_device, twin
 from dreamkd.errors import NoBatchNormError
 from dreamkd.models import Classifier
-from dreamkd.moments import Moments, Stored, distances, image_moments, sampling_level
+from dreamkd.moments import Moments, Stored, distances, of_images, sampling_level
 
 #: Images in one forward pass, which is in float32.
 _CHUNK = 64
@@ -58,12 +58,7 @@ class Observer:
         self._stored: Stored | None = None
         with suppress(NoBatchNormError):
             self._stored = stored(self._watched_module, networks[-1].card.input_size)
-        self._count = 0
-
-        def record(x: Tensor, mean: Tensor) -> Moments:
-            return image_moments(x, mean, count=self._count)
-
-        self._watched = self._stack.enter_context(watch(self._watched_module, record))
+        self._watched = self._stack.enter_context(watch(self._watched_module))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,12 +69,13 @@ class Observer:
         """Look at `images`, uint8 (B, C, H, W), asked to show `labels`, int64 (B,)."""
         logits, found = [], []
         for chunk in torch.split(images, _CHUNK):
-            self._count, chunk = len(chunk), chunk.to(self._device)
+            chunk = chunk.to(self._device)
+            self._watched.begin()
             logits.append(self._logits(self._module, self._teacher, chunk))
             if self._prior is not None:
                 self._logits(self._watched_module, self._prior, chunk)
             if self._stored is not None:
-                found.append(self._watched.take())
+                found.append(of_images(self._watched.take(), count=len(chunk)))
         moments, terms, r_feature, chance = None, torch.zeros(0), 0.0, 0.0
         if self._stored is not None:
             per_image = Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dreamkd import batchnorm
 from dreamkd.batchnorm import watch
 from dreamkd.errors import NoBatchNormError
-from dreamkd.moments import image_moments, moments
+from dreamkd.moments import Moments, moments, of_batch, of_images
 
 KINDS = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (5, 4)),
@@ -31,6 +31,11 @@ def filled(build) -> nn.Module:
     return layer
 
 
+def taken(x: Tensor, mean: Tensor) -> Moments:
+    """Of one call."""
+    return of_batch([moments(x, mean)])
+
+
 def snapshot(model: nn.Module) -> list[object]:
     """Everything a watch could leave behind."""
     return [
@@ -47,7 +52,7 @@ def test_every_kind_is_watched_at_its_input(kind: str) -> None:
     x = 3 + 2 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with watch(model) as watched:
         model(x)
-        found = watched.take()
+        found = of_batch(watched.take())
     channels = x.transpose(0, 1).flatten(1)
     assert torch.allclose(found.offset + layer.running_mean, channels.mean(1), rtol=1e-5)
     assert torch.allclose(found.var, channels.var(1, correction=0), rtol=1e-4)
@@ -127,7 +132,7 @@ def test_one_pass_statistics_at_large_offsets(dtype: torch.dtype, offset: float)
     x = (offset + torch.randn(64, 3, 16, 16, generator=generator)).to(dtype)
     exact = x.double().transpose(0, 1).flatten(1)
     mean = torch.full((3,), offset + 0.5)
-    found = moments(x, mean)
+    found = taken(x, mean)
     assert torch.allclose((found.offset + mean).double(), exact.mean(1), rtol=1e-4, atol=1e-4)
     assert torch.allclose(found.var.double(), exact.var(1, correction=0), rtol=1e-4)
 
@@ -136,7 +141,7 @@ def test_statistics_have_the_gradient_of_the_plain_formula() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(6, 3, 4, 4, generator=generator).requires_grad_()
     weight = torch.randn(2, 3, generator=generator)
-    fast = moments(x, torch.randn(3, generator=generator))
+    fast = taken(x, torch.randn(3, generator=generator))
     (got,) = torch.autograd.grad((weight[0] * fast.offset + weight[1] * fast.var).sum(), x)
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     (wanted,) = torch.autograd.grad((weight[0] * mean + weight[1] * var).sum(), x)
@@ -147,10 +152,19 @@ def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
     generator = torch.Generator().manual_seed(4)
     x = 5 + torch.randn(10, 3, 4, 4, generator=generator, dtype=torch.float64)
     mean = torch.full((3,), 4.0)
-    whole, parts = moments(x, mean), [moments(part, mean) for part in x.split([4, 6])]
+    whole, parts = taken(x, mean), [taken(part, mean) for part in x.split([4, 6])]
     for field in ("offset", "square"):
         first, second = (getattr(part, field) for part in parts)
         assert torch.allclose(0.4 * first + 0.6 * second, getattr(whole, field))
+
+
+def test_a_layer_may_see_positions_in_the_place_of_images() -> None:
+    x, mean = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(6)), torch.zeros(3)
+    folded = x.transpose(1, 2).reshape(24, 3)
+    alone = of_batch([moments(x, mean)])
+    beside = of_batch([moments(x, mean), moments(folded, mean)])
+    for one, two in zip(alone, beside, strict=True):
+        assert torch.allclose(two, one.repeat(2), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 2)], ids=str)
@@ -158,12 +172,12 @@ def test_moments_of_a_batch_are_the_weighted_means_of_its_parts() -> None:
 def test_moments_of_a_batch_are_the_means_of_its_images(shape: tuple[int, ...], count: int) -> None:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(5))
     mean = torch.tensor([1.0, 0.0, -1.0])
-    each, whole = image_moments(x, mean, count=count), moments(x, mean)
+    each, whole = of_images([moments(x, mean)], count=count), taken(x, mean)
     for field in ("offset", "square"):
         rows = getattr(each, field)
         assert rows.shape == (count, 3)
         assert torch.allclose(rows.mean(0), getattr(whole, field), atol=1e-6)
-    first = moments(x[: 6 // count], mean)
+    first = taken(x[: 6 // count], mean)
     assert torch.allclose(each.square[0], first.square, atol=1e-6)
 
 
@@ -177,7 +191,7 @@ def test_compiled_moments_at_a_hundred_standard_deviations(dtype: torch.dtype) -
     weight = torch.linspace(0.5, 2, 4)
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = moments(x, mean)
+        found = taken(x, mean)
         return found.offset + mean, found.var
 
     got = torch.compile(both, fullgraph=True)(x)

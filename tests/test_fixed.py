@@ -11,6 +11,7 @@ from dreamkd import batchnorm
 from dreamkd.engine import Runtime, fixed
 from dreamkd.engine.fixed import FixedNorm
 from dreamkd.models import Classifier
+from dreamkd.moments import of_batch
 
 FP32, BF16 = (Runtime("cpu", precision, 1) for precision in ("fp32", "bf16"))
 SIZE = (3, 12, 12)
@@ -102,7 +103,7 @@ def test_the_copy_is_watched_like_the_original(digits: Classifier) -> None:
     for model in (digits.module, fixed(digits.module, runtime=FP32, input_size=(1, 16, 16))):
         with batchnorm.watch(model) as watched, torch.no_grad():
             model(x)
-            found.append(watched.take())
+            found.append(of_batch(watched.take()))
     ours, theirs = found
     assert torch.allclose(ours.offset, theirs.offset, atol=1e-5)
     assert torch.allclose(ours.square, theirs.square, rtol=1e-4)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamkd import batchnorm, losses, models
+from dreamkd import batchnorm, losses, models, objective
 from dreamkd.augment import View, draw_view
 from dreamkd.batchnorm import watch
 from dreamkd.config import ImageConfig, settle
 from dreamkd.engine import Runtime, chunks, frozen, renormalise
 from dreamkd.models import Card, Classifier
-from dreamkd.moments import Average, Moments
+from dreamkd.moments import Average, Moments, of_batch
 from dreamkd.objective import Loss, Objective, Rival
 from tests.benchmarks import plain
 from tests.conftest import invert_config
@@ -41,11 +41,11 @@ def loss_of(
     average, most = given.pop("average", None), given.pop("most", len(LABELS))
     seen: list[int] = []
     x, view = batch(teacher.card.input_size)
-    with Objective(teacher, config, runtime=Runtime.settle(config), **given) as objective:
-        objective._model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-        found = objective(x, LABELS, view, factor=factor, average=average)
+    with Objective(teacher, config, runtime=Runtime.settle(config), **given) as evaluate:
+        evaluate._model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        found = evaluate(x, LABELS, view, factor=factor, average=average)
         assert max(seen) <= most
-        return found, objective.term_names()
+        return found, evaluate.term_names()
 
 
 def student_of(teacher: Classifier) -> Classifier:
@@ -59,9 +59,9 @@ def test_terms_and_gradient_are_those_of_the_plain_formula_in_float64(digits: Cl
     config = settings(digits, tv_l2=0.1, l2=0.2, first_bn=3)
     x, _ = batch((1, 16, 16))
     still = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
-    with Objective(digits, config, runtime=Runtime.settle(config)) as objective:
-        found = objective(x, LABELS, still)
-        names = objective.term_names()
+    with Objective(digits, config, runtime=Runtime.settle(config)) as evaluate:
+        found = evaluate(x, LABELS, still)
+        names = evaluate.term_names()
     model, x = copy.deepcopy(digits.module).double(), x.double().requires_grad_()
     with plain.statistics_terms(model) as distances:
         logits = model(x)
@@ -90,7 +90,7 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole(
     if how == "average":
         with frozen(digits.module) as model, watch(model) as watched:
             model(torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(5)))
-            given["average"] = Average(watched.take(), 0.8)
+            given["average"] = Average(of_batch(watched.take()), 0.8)
     if how == "prior":
         given["prior"] = digits
     config = settings(digits, tv_l1=0.3)
@@ -145,16 +145,35 @@ def test_a_network_without_batch_norm_takes_statistics_from_a_prior(digits: Clas
 def test_without_statistics_nothing_is_collected(digits: Classifier) -> None:
     config = settings(digits)
     x, view = batch((1, 16, 16))
-    with Objective(digits, config, runtime=Runtime.settle(config), statistics=False) as objective:
+    with Objective(digits, config, runtime=Runtime.settle(config), statistics=False) as evaluate:
         before = collected()
         for _ in range(3):
-            objective(x, LABELS, view)
+            evaluate(x, LABELS, view)
         assert collected() == before
 
 
 def collected() -> int:
     gc.collect()
     return sum(type(thing) is Moments for thing in gc.get_objects())
+
+
+def test_the_graph_gives_the_loss_and_nothing_else(
+    digits: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else it gave would be kept, and have a gradient of zeros made for it in every step."""
+    outputs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        outputs.append(len(output.args[0]))
+        return graph.forward
+
+    def traced(step: Any, *, on_event: object) -> Any:
+        return torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+
+    monkeypatch.setattr(objective, "compile_step", traced)
+    loss_of(digits, settings(digits, tv_l2=0.1), compiled=True)
+    assert outputs == [3]  # scalar, terms, scores
 
 
 def test_renormalise_equals_the_way_through_images(digits: Classifier) -> None:
