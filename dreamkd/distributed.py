@@ -208,6 +208,6 @@ def _missed() -> Iterator[None]:
     except RuntimeError as error:  # whatever gloo or NCCL says of it
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Stopped(
-            f"another worker failed, or is not reached ({cause}); what was finished is kept; the "
-            "same command continues"
+            f"another worker failed, or is not reached ({cause}); unless it says why, what was "
+            "finished is kept and the same command continues"
         ) from error

@@ -88,11 +88,12 @@ def evaluate(
     with ExitStack() as stack:
         stack.enter_context(enough_memory("lower --batch-size"))
         for network in networks:
-            module = stack.enter_context(on_device(network.module, device))
-            stack.callback(lay_out(module, network.card.input_size))
+            stack.enter_context(on_device(network.module, device))
+        stack.enter_context(Runtime(str(device), precision, torch.get_num_threads()).autocast())
+        for network in networks:
+            stack.callback(lay_out(network.module, network.card.input_size))
         views = stack.enter_context(closing(_views(image_set, teacher, batch_size, workers)))
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(Runtime(str(device), precision, torch.get_num_threads()).autocast())
         for images, teacher_images, labels in views:
             check_labels(labels, card, image_set)
             logits = _logits(classifier, images, device)  # (B, num_classes)

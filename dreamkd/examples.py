@@ -16,8 +16,8 @@ from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.samples import pixels_sha256
 
-#: Folders in which a run keeps its images, by format.
-_LAYOUTS = (("shards",), ("images", "records"))
+#: Which file of a run folder says what the run is.
+_IDENTITY = "resolved.json"
 
 
 class Examples(NamedTuple):
@@ -54,6 +54,7 @@ class Labelled(NamedTuple):
 
     examples: Examples
     source: str
+    synthesised: bool  # all of them by runs, whose manifests list them as they are
 
 
 def read_labelled(
@@ -75,31 +76,33 @@ def read_labelled(
     require_memory(len(image_set), teacher.card.input_size, advice=f"{spec} holds too many")
     images, labels = stack(image_set, on_event=on_event)
     check_labels(labels, teacher.card, image_set)
-    return Labelled(Examples(images, labels), image_set.source)
+    synthesised = image_set.pictures.synthesised
+    return Labelled(Examples(images, labels), image_set.source, synthesised)
 
 
 def is_data_free(spec: str) -> bool:
-    """Whether `spec` names images in run folders that dreamkd synthesised without real ones.
+    """Whether the runs that `spec` names made their images without real ones.
 
-    They are not where they competed with a student that had learned from real images. `open_images`
-    has checked the images against the runs' manifests.
+    They did not where images competed with a student that had learned from real ones.
 
-    Args: spec: a run folder, its shards/ or images/, a tar in it, or a glob of tars.
+    Args: spec: of a set that is `Labelled.synthesised`: a run folder, its shards/ or images/, a tar
+        in it, or a glob of tars.
     """
     paths = [Path(spec)] if Path(spec).exists() else [Path(name) for name in glob.glob(spec)]
-    return bool(paths) and all(_is_data_free(path) for path in paths)
+    return bool(paths) and all(_is_data_free(_run_of(path)) for path in paths)
 
 
-def _is_data_free(path: Path) -> bool:
-    inside = path if path.name in ("shards", "images") else path.parent  # also a tar
-    folder = inside.parent if inside.name == "shards" or path.name == "images" else path
-    # Without records/, a folder called images/ is read as anyone's class folders.
-    layouts = _LAYOUTS[1:] if path.name == "images" else _LAYOUTS
+def _run_of(path: Path) -> Path:
+    """The folder of the run that a path names, or names the images of."""
+    folder = (path.parent if path.is_file() else path).absolute()
+    holds_images = folder.name in ("shards", "images") and not (folder / _IDENTITY).exists()
+    return folder.parent if holds_images else folder
+
+
+def _is_data_free(run: Path) -> bool:
     try:
-        resolved = json.loads((folder / "resolved.json").read_text(encoding="utf-8"))
-        listed = (folder / "manifest.jsonl").is_file()  # and checked when it was opened
-        kept = any(all((folder / part).is_dir() for part in parts) for parts in layouts)
+        resolved = json.loads((run / _IDENTITY).read_text(encoding="utf-8"))
         free = resolved.get("student_data_free", True) and not resolved["config"].get("data")
-        return listed and kept and free
+        return bool(free)
     except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -16,6 +16,9 @@ from typing import Any
 #: Settings that may be paths, of what a run keeps hashes of.
 BY_CONTENT = ("model", "teacher", "student", "bn_prior", "verifier", "data", "labels")
 
+#: Of these, settings whose names without a source (`sklearn:`) are paths.
+_PLACES = ("data", "labels")
+
 #: Endings of checkpoints.
 FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")
 
@@ -51,7 +54,7 @@ def differing(
         f"{name} is {decided.get(name)!r} there and {value!r} here"
         for name, value in requested.items()
         if value not in (then.get(name), decided.get(name))
-        and not (name in BY_CONTENT and _moved(value, then.get(name)))
+        and not (name in BY_CONTENT and _moved(name, value, then.get(name)))
     ]
 
 
@@ -73,12 +76,15 @@ def apart(then: Any, now: Any) -> tuple[Any, Any]:
     return {key: a for key, (a, _) in pairs.items()}, {key: b for key, (_, b) in pairs.items()}
 
 
-def _moved(value: Any, then: Any) -> bool:
+def _moved(name: str, value: Any, then: Any) -> bool:
     """Whether both are paths, or lists that differ by paths alone."""
     if isinstance(value, list) and isinstance(then, list):
         pairs = zip(value, then, strict=False)
-        return len(value) == len(then) and all(a == b or _moved(a, b) for a, b in pairs)
-    return is_path(value) and is_path(then)
+        return len(value) == len(then) and all(a == b or _moved(name, a, b) for a, b in pairs)
+    return all(
+        is_path(given) or (name in _PLACES and isinstance(given, str) and ":" not in given)
+        for given in (value, then)
+    )
 
 
 def is_path(value: Any) -> bool:

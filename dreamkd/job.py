@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -16,6 +17,7 @@ from dreamkd.engine import LOOK, Runtime, enough_memory
 from dreamkd.errors import RunError, Stopped
 from dreamkd.events import Note, OnEvent, Progress
 from dreamkd.examples import Examples, Labelled
+from dreamkd.files import read_json, write_atomically
 from dreamkd.losses import SparseOutputs
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
@@ -27,6 +29,9 @@ from dreamkd.training import Training
 
 #: Seconds between two saved states, at least.
 _SAVE_EVERY = 20.0
+
+#: Where the seconds of synthesis are kept between two states, since batches are kept at once.
+_SECONDS = "seconds.json"
 
 
 @dataclass(kw_only=True)
@@ -127,6 +132,21 @@ class Job:
                     f"{self.run.folder} holds another state here than where the leader is; all "
                     "workers need the same folder"
                 )
+
+    def recall_seconds(self) -> None:
+        """Count what batches took after the state was saved; a damaged file is as good as none."""
+        with suppress(RunError, TypeError, ValueError):
+            kept = read_json(self.run.folder / _SECONDS) or {}
+            self.seconds = max(self.seconds, float(kept.get("synthesis_seconds", 0)))
+
+    def spend(self, seconds: float) -> None:
+        """Count what a batch took, durably: before it is kept, so that a kill loses none of it.
+
+        Raises: RunError: there is no room.
+        """
+        self.seconds += seconds
+        text = json.dumps({"synthesis_seconds": self.seconds})
+        write_atomically(self.run.folder / _SECONDS, text.encode())
 
     def save(self) -> None:
         """Keep the state."""

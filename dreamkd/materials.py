@@ -78,10 +78,13 @@ class Materials:
         )
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What of them a run depends on, beside the teacher: weights, cards, pixels.
+        """What of them a run depends on, beside the teacher: weights, cards, pixels, labels.
 
         Args: config: settled.
-        Raises: ConfigError: labels that were stored are of other views, or of another teacher.
+
+        Raises:
+            ConfigError: labels that were stored are of other views, or of another teacher.
+            DataError: a file of them is damaged.
         """
         found: dict[str, Any] = {
             "data_pixels_sha256": self.given and self.given.examples.sha256(),
@@ -93,7 +96,8 @@ class Materials:
             card = self.teacher.card
             wanted |= {f"teacher_{name}": getattr(card, name) for name in softlabels.CARD}
             wanted |= {f"{name}_version": versions()[name] for name in softlabels.DRAWN_BY}
-            found["labels_kept"] = softlabels.require_same(Path(config.labels), wanted)
+            kept = softlabels.require_same(Path(config.labels), wanted)
+            found |= {"labels_kept": kept.outputs, "labels_sha256": kept.sha256}
         found["bn_prior"] = self.prior and self.prior.card.facts()
         found["student_sha256"] = self.student.sha256()
         found["student"] = self.student.card.facts()
@@ -115,7 +119,8 @@ class Materials:
 
     def is_data_free(self, config: DistillConfig) -> bool:
         """Whether a student that they train has learned from nothing real."""
-        free = self.given is None or is_data_free(str(config.data))
+        given = self.given
+        free = given is None or (given.synthesised and is_data_free(str(config.data)))
         return free and self.student.card.data_free
 
     def source(self, config: DistillConfig) -> str:

@@ -105,7 +105,8 @@ def starting_student(
 
     Raises:
         ConfigError: pretrained weights are asked for, and a network is given.
-        ModelError: it cannot be loaded or built, or does not go with the teacher.
+        ModelError: it cannot be loaded or built, or does not go with the teacher; or nothing of it
+            learns.
     """
     spec, card = config.student, teacher.card
     given = own is not None or models.is_file(spec)
@@ -140,6 +141,10 @@ def starting_student(
         named = replace(student.card, data_free=True)  # until it learns from something real
     seen = replace(named, interpolation=card.interpolation, crop_pct=card.crop_pct)
     student = replace(student, card=seen)
+    if not any(parameter.requires_grad for parameter in student.module.parameters()):
+        raise ModelError(
+            f"--student {spec}: none of its parameters learns; give it some that require gradients"
+        )
     on_event(Note(f"student: {student.card.source}"))
     return student
 

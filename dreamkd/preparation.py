@@ -169,8 +169,8 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
 
 
 def coarsest(config: Config) -> int:
-    """By how much images are shrunk in the first of the stages that has a step."""
-    return next(iter(stages(config)))[0]
+    """By how much images are shrunk in the first of the stages that has a step, if any are made."""
+    return 1 if config.image_steps == "auto" else next(iter(stages(config)))[0]
 
 
 def _measured(

@@ -62,6 +62,7 @@ def adaptive(job: Job) -> Examples:
     job.flush = chain.save
     held = bank.held(range(count))
     job.resume()
+    job.recall_seconds()
     everything = Examples(
         torch.empty((count * size, *card.input_size), dtype=torch.uint8),
         label_range(range(card.num_classes), 0, count * size, seed=config.seed),
@@ -130,9 +131,11 @@ def _make(k: int, labels: Tensor, job: Job, bank: Bank, chain: Chain) -> Tensor:
         )
     facts = batch.facts(class_names=card.class_names, predictions={})
     line = batch.summary(predictions={})
+    made = time.perf_counter()
+    job.spend(made - began)
     bank.add(k, batch.images, batch.labels, start=k * len(labels), facts=facts, line=line)
     chain.made(k)
-    job.seconds += time.perf_counter() - began
+    job.seconds += time.perf_counter() - made
     job.save_if_due()
     return batch.images
 

@@ -5,7 +5,7 @@ manifest.jsonl   one line per finished shard; what another run would write again
 shards/          the images; or images/ and records/
 state-*.safetensors   a network in training, for resuming
 result.json      the outcome, once finished
-events.jsonl, progress.json, env.json   times, host, progress: never compared
+events.jsonl, progress.json, seconds.json, env.json   times, host, progress: never compared
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _STEM = 100
 
 #: What a run writes into its folder; anything else that lies there is left alone.
 _OURS = (
-    *("manifest.jsonl", "result.json", "events.jsonl", "progress.json", "contact-sheet.png"),
+    *("manifest.jsonl", "result.json", "events.jsonl", "progress.json", "seconds.json"),
+    "contact-sheet.png",
     *("shards", "images", "records", "labels", "student.safetensors", "state-*.safetensors"),
 )
 

@@ -7,12 +7,14 @@ themselves.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from dreamkd import states
 from dreamkd.errors import ConfigError, DataError, ModelError
@@ -102,13 +104,21 @@ class Stored:
         return self._rows[step - first]
 
 
-def require_same(run: Path, now: Mapping[str, Any]) -> int:
+class Kept(NamedTuple):
+    """What the labels in a run's folder are."""
+
+    outputs: int  # of each image
+    sha256: str  # of what their files vouch for, which is checked as each is read
+
+
+def require_same(run: Path, now: Mapping[str, Any]) -> Kept:
     """Check that the labels in a run's folder are complete and of the views of another run.
 
     Args: now: the facts that views and labels depend on, as `resolved.json` names them.
-    Returns: how many outputs of each image they hold.
 
-    Raises: ConfigError: they are not; the line names every difference.
+    Raises:
+        ConfigError: they are not; the line names every difference.
+        DataError: one of their files is damaged.
     """
     try:
         resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
@@ -120,7 +130,7 @@ def require_same(run: Path, now: Mapping[str, Any]) -> int:
         raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
     if not kept or not (run / "result.json").exists():
         raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
-    files = (_path(run / FOLDER, first) for first in range(0, int(then["steps"]), SEGMENT))
+    files = [_path(run / FOLDER, first) for first in range(0, int(then["steps"]), SEGMENT)]
     if missing := [path.name for path in files if not path.is_file()]:
         raise ConfigError(f"--labels {run}: of its labels {', '.join(missing[:3])} are missing")
     now = json.loads(json.dumps(dict(now)))  # tuples as the file has them
@@ -131,7 +141,10 @@ def require_same(run: Path, now: Mapping[str, Any]) -> int:
     ]
     if differing:
         raise ConfigError(f"--labels {run}: {'; '.join(differing)}")
-    return kept
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(_vouched(path).encode())
+    return Kept(kept, digest.hexdigest())
 
 
 def room(kept: int, images: int) -> int:
@@ -146,6 +159,15 @@ def written(run: Path) -> int:
 
 def _path(folder: Path, first: int) -> Path:
     return folder / f"steps-{first:08d}.safetensors"
+
+
+def _vouched(path: Path) -> str:
+    """The hash that a file names of what it holds: of labels, its header alone is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(file.metadata()["sha256"])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise DataError(f"labels of the teacher are missing: {path} is damaged") from error
 
 
 def _read(folder: Path, first: int, *, device: str = "cpu") -> list[SparseOutputs]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from dreamkd import calibration, models
-from dreamkd.augment import draw_view
 from dreamkd.config import ImageConfig, settle
 from dreamkd.engine import Runtime, memory
 from dreamkd.errors import ConfigError
@@ -29,8 +28,7 @@ def settings(digits: Classifier, scale: float = 2.0) -> ImageConfig:
 def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier) -> None:
     config = settings(digits, 2.0)
     weight = calibration.r_feature_weight(digits, config, seed=0)
-    x, labels = calibration._noise(digits, 64, seed=0)
-    view = draw_view(64, shift=0, flip=False, smallest=None, generator=None)
+    x, labels, view = calibration._noise(digits, 64, seed=0)
     norms = []
     for ce, r_feature in ((1.0, 0.0), (0.0, weight)):
         alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from dreamkd import models
+from dreamkd import models, shards, states
 from dreamkd.config import DistillConfig, merge
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import Distillation, distill
 from dreamkd.engine import memory
 from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
 from dreamkd.events import Event, Hint, Progress
+from dreamkd.examples import read_labelled
 from dreamkd.inversion import invert
+from dreamkd.materials import Materials
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.preparation import settled
@@ -318,6 +322,31 @@ def test_killed_when_all_images_are_there_the_student_goes_on(
     assert facts(tmp_path / "run") == facts(tmp_path / "whole")
 
 
+def test_a_kill_loses_no_seconds_of_the_batches_that_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the state, which has them too, was not yet saved."""
+    told = tmp_path / "seconds.json"
+    spent: list[float] = []
+
+    def made(self: Chain, k: int) -> None:
+        self._bank.flush()
+        spent.append(json.loads(told.read_text())["synthesis_seconds"])
+        if k == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chain, "made", made)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert not (tmp_path / "state-student.safetensors").exists()
+    assert 0 < spent[0] < spent[1]
+    seconds = run(tmp_path).synthesis_seconds
+    assert seconds > spent[1]
+    told.write_text("damaged")
+    assert run(tmp_path).synthesis_seconds == seconds
+
+
 def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = distill_config(out=str(folder), eval_data="sklearn:digits")
@@ -483,6 +512,10 @@ def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> No
         linear[1].weight += 1
     with pytest.raises(RunError, match="made with student_sha256"):
         distill(config, student=own)
+    linear.requires_grad_(False)
+    with pytest.raises(ModelError, match="--student mine: none of its parameters learns"):
+        distill(distill_config(student="mine", out=str(tmp_path / "other")), student=own)
+    assert not (tmp_path / "other").exists()
     small = Classifier.of(linear, name="mine", **{**sized, "num_classes": 9})
     with pytest.raises(ModelError, match="--student mine: classes 9, but the model has 10"):
         distill(distill_config(student="mine", out=str(tmp_path / "other")), student=small)
@@ -496,11 +529,67 @@ def test_the_data_are_part_of_the_run(tmp_path: Path) -> None:
         run_offline(tmp_path / "run", data=str(tmp_path / "images"))
 
 
+def test_the_labels_are_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what they hold, and not by where they lie."""
+    monkeypatch.chdir(tmp_path)
+    invert(invert_config(out="made"))
+    run_offline(Path("told"), data="made", store_labels=3)
+    run_offline(Path("run"), data="made", labels="told")
+    Path("told").rename("moved")
+    run_offline(Path("run"), data="made", labels="moved")
+    path = Path("moved/labels/steps-00000000.safetensors")
+    tensors, told = states.read(path)
+    states.write(path, {**tensors, "log_prob": tensors["log_prob"].flip(0)}, told)
+    with pytest.raises(RunError, match=r"run was made with labels_sha256 .*choose another --out"):
+        run_offline(Path("run"), data="made", labels="moved")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"labels of the teacher are missing: {path} is damaged"):
+        run_offline(Path("run"), data="made", labels="moved")
+
+
 def test_real_images_stay_real_inside_a_run_folder(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(whole)
     assert not run_offline(tmp_path / "run", data="sklearn:digits:train").data_free
+
+
+def free(spec: Path | str, teacher: Classifier) -> bool:
+    """Whether what learns from `spec` learns from nothing real."""
+    config = merge(DistillConfig, {**PLAIN, "teacher": "t", "student": "s", "data": str(spec)})
+    student = replace(teacher, card=replace(teacher.card, data_free=True))
+    given = read_labelled(config.data, teacher)
+    materials = Materials(teacher=teacher, student=student, prior=None, given=given)
+    return materials.is_data_free(config)
+
+
+def test_a_run_vouches_for_no_more_than_its_own_images(tmp_path: Path, digits: Classifier) -> None:
+    """Not for what lies in its shards/, however that is called."""
+    invert(invert_config(out=str(tmp_path / "made")))
+    within = tmp_path / "made" / "shards"
+    assert free(tmp_path / "made", digits)
+    for name in ("real", "images", "shards"):
+        for label in range(10):
+            (within / name / str(label)).mkdir(parents=True)
+            Image.new("L", (16, 16), 25 * label).save(within / name / str(label) / "x.png")
+        assert not free(within / name, digits)
+    (within / "tars").mkdir()
+    images = torch.zeros((10, 1, 16, 16), dtype=torch.uint8)
+    records = [{"key": str(k)} for k in range(10)]
+    shards.write(within / "tars" / "x.tar", images, list(range(10)), records)
+    assert not free(within / "tars", digits)
+    assert not free(within / "tars" / "x.tar", digits)
+
+
+def test_a_run_vouches_for_its_images_from_within(
+    tmp_path: Path, digits: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it is called like the folder in it."""
+    invert(invert_config(out=str(tmp_path / "shards")))
+    assert free(tmp_path / "shards", digits)
+    monkeypatch.chdir(tmp_path / "shards" / "shards")
+    assert free("*.tar", digits)
+    assert free(".", digits)
 
 
 def test_real_images_are_not_data_free(tmp_path: Path) -> None:

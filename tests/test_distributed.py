@@ -13,7 +13,7 @@ import torch
 
 from dreamkd import distillation, models, states
 from dreamkd.cli import main
-from dreamkd.distributed import Workers
+from dreamkd.distributed import Workers, _missed
 from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.inversion import _refuse_to_share
 from dreamkd.materials import Materials, Own
@@ -254,3 +254,9 @@ def test_a_refusal_reaches_every_process(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "depends on those before it" in output.decode()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_promises_nothing_that_another_may_have_refused() -> None:
+    line = r"is not reached \(gone\); unless it says why, .* the same command continues"
+    with pytest.raises(Stopped, match=line), _missed():
+        raise RuntimeError("gone\nsomewhere")

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dreamkd.examples import read_labelled
+from dreamkd.models import Classifier
 from tests.benchmarks import compare
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +41,20 @@ def test_a_script_takes_what_a_page_gives_it(
     known = re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out)
     flags = {word.partition("=")[0] for word in words if re.match(r"--[\w-]+(=|$)", word)}
     assert flags <= {*known}
+
+
+def test_the_real_images_of_a_comparison_have_the_teacher_s_numbers(
+    tmp_path: Path, digits: Classifier
+) -> None:
+    for label in (3, 7):
+        (tmp_path / "real" / str(label)).mkdir(parents=True)
+        for k in range(4):
+            image = Image.new("L", (16, 16), 10 * label + k)
+            image.save(tmp_path / "real" / str(label) / f"{k}.png")
+    shard = compare.real_images(str(tmp_path / "real"), digits, 8, 0, tmp_path)
+    found = read_labelled(str(shard), digits)
+    assert (found.examples.images[:, 0, 0, 0] // 10).tolist() == found.examples.labels.tolist()
+    assert sorted(found.examples.labels.tolist()) == [3] * 4 + [7] * 4
 
 
 @pytest.mark.slow

@@ -27,13 +27,14 @@ def open_path(spec: str) -> PictureFiles:
 
     Raises:
         DataError: nothing is there, or what is there is not labelled pictures, or class folders
-            and tars, or a run of which a shard is lost.
+            and tars, or a run of which a shard is lost; or a glob names a folder.
     """
     path = Path(spec)
     if path.is_dir():
-        run = path.parent if path.name == "images" else path
-        if (run / "images").is_dir() and (run / "records").is_dir():
-            return _open_run_of_folders(run)
+        named = _named(path)
+        for run in (*([named.parent] if named.name == "images" else []), path):
+            if (run / "images").is_dir() and (run / "records").is_dir():
+                return _open_run_of_folders(run)
         # `dreamkd invert` puts its tars into shards/ of the run folder
         inside = path / "shards" if (path / "shards").is_dir() else path
         tars = sorted(inside.glob("*.tar"))
@@ -47,7 +48,17 @@ def open_path(spec: str) -> PictureFiles:
     tars = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(spec))]
     if not tars:
         raise DataError(f"no data at {spec}; legal are {'; '.join(FORMS)}")
+    _require_files(spec, tars)
     return _open_tars(spec, tars, whole=False)
+
+
+def _require_files(spec: str, found: Sequence[Path]) -> None:
+    """Raises: DataError: a glob names something else than tars, such as the folders of runs."""
+    for path in found:
+        if (path / "shards").is_dir():
+            raise DataError(f"{spec} names runs; write '{spec.rstrip('/')}/shards/*.tar'")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{spec} names {path}, which is no tar; name one folder, or tars alone")
 
 
 def _require_no_class_folders(root: Path, tars: Sequence[Path]) -> None:
@@ -216,8 +227,14 @@ def _require_all(tars: Sequence[Path], path: Path, known: Mapping[str, manifest.
 
 def _manifest(tar: Path) -> Path:
     """Where the manifest is that lists a tar, if there is one."""
-    run = tar.parent.parent if tar.parent.name == "shards" else tar.parent
+    folder = _named(tar.parent)
+    run = folder.parent if folder.name == "shards" else tar.parent
     return run / "manifest.jsonl"
+
+
+def _named(folder: Path) -> Path:
+    """The same folder by a path that says its name, which `.` does not."""
+    return folder if folder.name else folder.absolute()
 
 
 def _is_picture(name: str) -> bool:

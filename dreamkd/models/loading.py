@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,9 @@ def _from_library(
         raise ModelError(_no_head(architecture))
     input_size = _sized(given, defaults)
     if given.get("num_classes", defaults.num_classes) != defaults.num_classes:
-        raise ModelError(_other_count(spec, "classes", defaults.num_classes, given["num_classes"]))
+        raise ModelError(_other(spec, "classes", defaults.num_classes, given["num_classes"]))
     if input_size[0] != defaults.input_size[0]:
-        raise ModelError(_other_count(spec, "channels", defaults.input_size[0], input_size[0]))
+        raise ModelError(_other(spec, "channels", defaults.input_size[0], input_size[0]))
     module = zoo.pretrained(architecture, input_size, on_event=on_event)
     source = f"{spec}: {architecture} with weights {defaults.tag}"
     other = Architecture("timm", architecture.name)
@@ -172,14 +172,18 @@ def _from_file(
     defaults = architecture.defaults()
     fields = {**stated, **given}
     size = fields.get("input_size", defaults.input_size)
-    counts = recognition.sizes(architecture, state, input_size=size)
-    # Without a fit, load_state names what is wrong with the architecture's own counts.
-    num_classes, channels = counts or (defaults.num_classes or 1000, _channels(size) or 3)
-    for wanted in (given, stated):
+    fits = _fits(architecture, state, [size, stated.get("input_size"), defaults.input_size])
+    if fits and size not in fits and pretrained:
+        sides = ("x".join(map(str, known[-2:])) for known in (*fits, size))
+        raise ModelError(_other(path, "pixels", *sides))
+    # Without a fit, load_state names what is wrong with the counts that are stated, or usual.
+    usual = fields.get("num_classes", defaults.num_classes or 1000), _channels(size) or 3
+    num_classes, channels = next(iter(fits.values()), usual)
+    for wanted in (given, stated) if fits else ():
         if wanted.get("num_classes", num_classes) != num_classes:
-            raise ModelError(_other_count(path, "classes", num_classes, wanted["num_classes"]))
+            raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))
         if _channels(wanted.get("input_size", ())) not in (None, channels):
-            raise ModelError(_other_count(path, "channels", channels, wanted["input_size"][0]))
+            raise ModelError(_other(path, "channels", channels, wanted["input_size"][0]))
     assumed = [name.replace("_", " ") for name in _EXPECTED if name not in fields]
     if assumed:
         source += f"; {', '.join(assumed)} as usual for it, since the file does not say"
@@ -194,6 +198,16 @@ def _from_file(
     return Classifier(
         module, _card(architecture, module, defaults, fields, weights=weights, source=source)
     )
+
+
+def _fits(
+    architecture: Architecture, state: Mapping[str, Tensor], input_sizes: Sequence[Any]
+) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Class and channel count of `state` at the first of the sizes that it is of; empty: none."""
+    for size in filter(None, input_sizes):
+        if counts := recognition.sizes(architecture, state, input_size=size):
+            return {size: counts}
+    return {}
 
 
 def _identified(
@@ -213,11 +227,8 @@ def _identified(
         )
         return architecture, how + inside, state
     architecture = zoo.resolve(stated)
-    size = input_size or architecture.defaults().input_size
-    state, inside = unwrapped(
-        state,
-        lambda entries: recognition.sizes(architecture, entries, input_size=size) is not None,
-    )
+    sizes = [input_size, architecture.defaults().input_size]
+    state, inside = unwrapped(state, lambda entries: bool(_fits(architecture, entries, sizes)))
     return architecture, f"as {'--arch' if arch else 'its metadata'} says{inside}", state
 
 
@@ -271,11 +282,9 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
     return (sum(values) / len(values),) * channels
 
 
-def _other_count(where: object, what: str, weights: int, wanted: int) -> str:
-    return (
-        f"{where}: the weights are for {weights} {what}, not {wanted}; leave the number out, or "
-        "take weights that were trained for it"
-    )
+def _other(where: object, what: str, weights: object, wanted: object) -> str:
+    advice = "leave it out, or take weights that were trained for it"
+    return f"{where}: the weights are for {weights} {what}, not {wanted}; {advice}"
 
 
 def _no_head(architecture: Architecture) -> str:

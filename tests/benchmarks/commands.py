@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkd import models
+from dreamkd.examples import Examples, read_labelled
 from dreamkd.models import Classifier
 
 
@@ -21,6 +22,13 @@ def load(model: str, options: str) -> Classifier:
         for name, text in zip(*[iter(shlex.split(options))] * 2, strict=True)
     }
     return models.load(model, **given)
+
+
+def labelled(spec: str, teacher: Classifier) -> Examples:
+    """Every image of a data set, as the teacher wants and numbers them."""
+    found = read_labelled(spec, teacher)
+    assert found is not None
+    return found.examples
 
 
 def run(command: str, out: Path) -> tuple[dict[str, Any], float]:

@@ -17,17 +17,16 @@ from typing import Any
 
 import torch
 
-from dreamkd import data, models, shards
+from dreamkd import models, shards
 from dreamkd.randomness import generator_for
 from dreamkd.samples import pixels_sha256
-from tests.benchmarks.commands import load, run
+from tests.benchmarks.commands import labelled, load, run
 from tests.benchmarks.environment import describe
 
 
 def real_images(spec: str, teacher: models.Classifier, count: int, seed: int, out: Path) -> Path:
     """`count` random images of a data set as a shard."""
-    how = data.Preprocessing.of(teacher.card)
-    images, labels = data.stack(data.open_images(spec, preprocessing=how))
+    images, labels = labelled(spec, teacher)
     path = out / f"real-{seed}-{count}-{pixels_sha256(images, labels.tolist())[:12]}.tar"
     if len(images) < count:
         raise SystemExit(f"{spec} has {len(images)} images, fewer than {count}")

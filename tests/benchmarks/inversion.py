@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreamkd import data, formats, models
+from dreamkd import formats, models
 from dreamkd.engine import normalise
 from dreamkd.metrics import features, intra_class_similarity, measure
 from dreamkd.models import Classifier
 from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
-from tests.benchmarks.commands import load, run
+from tests.benchmarks.commands import labelled, load, run
 from tests.benchmarks.environment import describe
 
 
@@ -105,8 +105,7 @@ def main() -> None:
     for spec in arguments.verifier:
         file, _, arch = spec.partition("=")
         verifiers[Path(file).stem] = models.load(file, arch=arch or None)
-    how = data.Preprocessing.of(teacher.card)
-    real, truth = data.stack(data.open_images(arguments.real, preprocessing=how))
+    real, truth = labelled(arguments.real, teacher)
     bench = Bench(teacher, verifiers)
     heads = ["images", "seconds", "R_feature", "teacher %"]
     heads += [f"{name} %" for name in verifiers] + ["similarity", "of recognised"]

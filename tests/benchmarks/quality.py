@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreamkd import data, models
+from dreamkd import models
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.observation import Observer
 from tests.benchmarks import plain
-from tests.benchmarks.commands import load, run
+from tests.benchmarks.commands import labelled, load, run
 from tests.benchmarks.environment import describe
 from tests.benchmarks.inversion import drawn, made
 
@@ -131,8 +131,7 @@ def main() -> None:
     judge = Judge(load(given.model, given.model_options), models.load(given.verifier))
     card = judge.teacher.card
     labels = torch.arange(given.per_class * card.num_classes) % card.num_classes
-    real = data.stack(data.open_images(given.real, preprocessing=data.Preprocessing.of(card)))
-    batches = drawn(*real, size=len(labels), draws=20)
+    batches = drawn(*labelled(given.real, judge.teacher), size=len(labels), draws=20)
     limit = statistics.mean(judge.r_feature(*batch) for batch in batches)
     print(f"{given.model}, {len(labels)} images in one batch; {describe()}; n = 1")
     print(f"R_feature of real images: {limit:.1f}\n")

@@ -202,6 +202,18 @@ def test_a_run_of_class_folders_has_the_labels_of_its_records(tmp_path):
         assert images.class_names == ()
 
 
+def test_a_run_is_known_from_within_and_by_any_name(tmp_path, monkeypatch):
+    write_run(tmp_path / "shards")
+    (tmp_path / "images").mkdir()
+    write_run_of_folders(tmp_path / "images")
+    for name, inside in (("shards", "shards"), ("images", "images")):
+        for folder, spec in ((tmp_path, name), (tmp_path / name / inside, ".")):
+            monkeypatch.chdir(folder)
+            assert open_images(spec, preprocessing=GREY).pictures.synthesised
+    monkeypatch.chdir(tmp_path / "shards" / "shards")
+    assert open_images("*.tar", preprocessing=GREY).pictures.synthesised
+
+
 def test_a_run_of_class_folders_is_checked_against_its_manifest(tmp_path):
     files = write_run_of_folders(tmp_path)
     foreign = files.images / "b" / "more.jpeg"
@@ -218,6 +230,18 @@ def test_a_run_of_class_folders_is_checked_against_its_manifest(tmp_path):
     (tmp_path / "manifest.jsonl").unlink()
     with pytest.raises(DataError, match="holds no images yet"):
         open_images(str(tmp_path), preprocessing=GREY)
+
+
+def test_a_glob_is_of_tars(tmp_path):
+    write_run(tmp_path / "made")
+    with pytest.raises(DataError, match=r"ma\* names runs; write '.*/ma\*/shards/\*\.tar'$"):
+        open_images(f"{tmp_path}/ma*", preprocessing=GREY)
+    assert values(f"{tmp_path}/ma*/shards/*.tar") == values(tmp_path / "made")
+    with pytest.raises(DataError, match=r"names .*/made/shards, which is no tar; name one folder"):
+        open_images(f"{tmp_path}/made/*", preprocessing=GREY)
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match=r"names .*/pipe\.tar, which is no tar"):
+        open_images(str(tmp_path / "pipe.tar"), preprocessing=GREY)
 
 
 def test_a_run_without_shards_says_what_to_do(tmp_path):

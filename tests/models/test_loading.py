@@ -262,6 +262,22 @@ def test_a_transformer_of_another_image_size(tmp_path: Path) -> None:
     assert (card.architecture, card.num_classes) == ("timm:test_vit", 5)
 
 
+def test_a_size_that_the_weights_are_not_for_is_said(tmp_path: Path) -> None:
+    """Of a network with positions; random weights of it are free to have it."""
+    sized = {"pretrained": False, "num_classes": 5, "input_size": (1, 64, 64)}
+    models.save(models.load("timm:test_vit", **sized), tmp_path / "s.safetensors")
+    line = r"s\.safetensors: the weights are for 64x64 pixels, not 32x32; leave it out, or take"
+    for size in ((1, 32, 32), (32, 32)):
+        with pytest.raises(ModelError, match=line):
+            models.load(tmp_path / "s.safetensors", input_size=size)
+        card = models.load(tmp_path / "s.safetensors", input_size=size, pretrained=False).card
+        assert (card.num_classes, card.input_size) == (5, (1, 32, 32))
+    module = timm.create_model("test_vit", num_classes=5)
+    torch.save({f"net.{k}": v for k, v in module.state_dict().items()}, tmp_path / "t.pt")
+    with pytest.raises(ModelError, match="for 160x160 pixels, not 64x64"):
+        models.load(tmp_path / "t.pt", arch="timm:test_vit", input_size=(3, 64, 64))
+
+
 ARGUMENTS = argparse.Namespace(model="resnet18", data="imagenet")
 TRAINED = {
     "plain": lambda state: state,
