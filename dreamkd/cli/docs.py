@@ -52,7 +52,7 @@ RESULTS: dict[str, dict[str, str]] = {
         "steps": "of the student",
         "data_free": "whether no real image made the student or its images",
         "synthesis_seconds": "of all batches that were made, over all processes",
-        "student_seconds": "of the steps that made the student (those that a kill lost count once), "
+        "student_seconds": "of the steps that made the student, those that a kill lost once; "
         "without the noise baseline's",
         "seconds": "of both",
         "curve": "the student as it learned: `step`, `images`, `top1`, `seconds`",
