@@ -110,6 +110,7 @@ def trace(network: Classifier) -> None:
     torch._dynamo.reset()
     counter: Any = CompileCounterWithBackend("aot_eager")
     with Objective(network, config, runtime=Runtime.settle(config)) as objective:
+        objective._prepare(1, False)
         step = partial(objective._terms, 1, False)
         compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
         for seed in range(3):
