@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamkd.errors import RunError
+
 
 class Moments(NamedTuple):
     """What flows into one layer, or into all calls end to end, about the running mean m.
@@ -174,9 +176,15 @@ class Average(NamedTuple):
     def restored(
         cls, state: Mapping[str, Tensor], momentum: float, *, device: str
     ) -> Average | None:
-        """What gave `state`; None if that is empty."""
-        tensors = {name: value.to(device) for name, value in state.items()}
-        return cls(Moments(**tensors), momentum) if tensors else None
+        """What gave `state`; None if that is empty.
+
+        Raises: RunError: it is of a version that kept each layer by itself.
+        """
+        if not state:
+            return None
+        if set(state) != set(Moments._fields):
+            raise RunError("the average of statistics is of an older version; choose another --out")
+        return cls(Moments(**{name: value.to(device) for name, value in state.items()}), momentum)
 
 
 def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
