@@ -9,7 +9,7 @@ Statistics are taken at the *input* of a layer: fused activations make its outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,11 +90,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for inputs in batches:
-        model(inputs)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    try:
+        for inputs in batches:
+            model(inputs)
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        model.eval()
 
 
 def _learning(model: nn.Module) -> list[_BatchNorm]:
@@ -128,10 +130,6 @@ def _input(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return first
 
 
-#: How the description of dead channels begins.
-DEAD = "variance is zero"
-
-
 def is_untrained(layer: Layer) -> bool:
     """Whether mean is 0 and variance 1 in every channel: nothing was learned, or no weights."""
     return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
@@ -147,10 +145,26 @@ def defect(layer: Layer) -> str:
     return f"variance is negative in {negative} channels" if negative else ""
 
 
-def dead_channels(layer: Layer) -> str:
-    """Channels of variance 0, in words; else "". Trained networks have some: no obstacle."""
-    dead = int((layer.running_var == 0).sum())
-    return f"{DEAD} in {dead} channels" if dead else ""
+def dead_channels(layer: Layer) -> int:
+    """Channels of variance 0. Trained networks have some: their terms of R_feature are defined."""
+    return int((layer.running_var == 0).sum())
+
+
+def unusable(found: Sequence[Layer]) -> str:
+    """Why R_feature cannot match what these layers store, in words; "" if it can."""
+    broken = [f"{layer.name}: {defect(layer)}" for layer in found if defect(layer)]
+    if not found:
+        return "it has no batch norm"
+    if broken:
+        return f"{len(broken)} of {len(found)} batch-norm layers are broken ({broken[0]})"
+    if all(is_untrained(layer) for layer in found):
+        return f"all {len(found)} batch-norm layers look untrained (mean 0, variance 1)"
+    return ""
+
+
+def unreached(found: Sequence[Layer]) -> str:
+    """Why R_feature cannot match layers that no forward pass reaches, in words."""
+    return f"none of its {len(found)} batch-norm layers runs"
 
 
 def require_statistics(model: nn.Module, *, name: str) -> None:
@@ -158,31 +172,27 @@ def require_statistics(model: nn.Module, *, name: str) -> None:
 
     Raises: NoBatchNormError: no layer has running statistics, one is broken, or all untrained.
     """
-    found = layers(model)
-    broken = [f"{layer.name}: {defect(layer)}" for layer in found if defect(layer)]
-    if not found:
-        reason = "it has no batch-norm layer"
-    elif broken:
-        reason = f"{len(broken)} of {len(found)} batch-norm layers are broken ({broken[0]})"
-    elif all(is_untrained(layer) for layer in found):
-        reason = f"all {len(found)} batch-norm layers look untrained (mean 0, variance 1)"
-    else:
-        return
-    raise NoBatchNormError(
-        f"{name}: {reason}, so R_feature has nothing to match: --method deepdream works "
+    if reason := unusable(layers(model)):
+        raise _nothing_to_match(name, reason)
+
+
+def _nothing_to_match(name: str, reason: str) -> NoBatchNormError:
+    return NoBatchNormError(
+        f"{name}: {reason}, so R_feature has nothing to match: `invert --method deepdream` works "
         "without it, --bn-prior MODEL takes another network's"
     )
 
 
-def stored(model: nn.Module, input_size: tuple[int, int, int]) -> Stored:
+def stored(model: nn.Module, input_size: tuple[int, int, int], *, name: str) -> Stored:
     """What `model` stores for the batch-norm calls of a forward pass of images (C, H, W).
 
-    Raises: NoBatchNormError: there is no call.
+    Raises: NoBatchNormError: there is no call; the line is about `name`.
     """
-    device = next((layer.running_var.device for layer in layers(model)), None)
+    found = layers(model)
+    device = next((layer.running_var.device for layer in found), None)
     calls = trace(model, torch.zeros(1, *input_size, device=device))
     if not calls:
-        raise NoBatchNormError("R_feature needs batch-norm layers, and the network calls none")
+        raise _nothing_to_match(name, unreached(found))
     return Stored([call.layer.running_var for call in calls])
 
 

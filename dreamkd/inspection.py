@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -47,6 +46,7 @@ class LayerReport:
     distance: float | None  # of given images' statistics from the stored, over its calls; mean
     untrained: bool  # mean 0 and variance 1 in every channel: nothing was learned, or no weights
     broken: str  # what is wrong with the statistics; "" when nothing is
+    dead_channels: int  # of variance 0: no obstacle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,14 @@ class Inspection:
     card: Card
     layers: tuple[LayerReport, ...]
     norms: dict[str, int]  # other normalisation layers: kind -> count
-    invertible: bool
+    obstacle: str  # why R_feature has no statistics to match; "" where it has
     verdict: str  # "invertible…", or "not, because …"
     compared: Comparison | None = None
+
+    @property
+    def invertible(self) -> bool:
+        """Whether R_feature has statistics to match."""
+        return not self.obstacle
 
     @property
     def never_ran(self) -> tuple[str, ...]:
@@ -86,29 +91,26 @@ class Inspection:
     @property
     def error(self) -> ModelError | NoBatchNormError | None:
         """What to raise, after showing the table, when it cannot be inverted."""
+        name = self.card.architecture
         if self.invertible:
             return None
-        why = self.verdict.removeprefix("not, because ")
         if not self.card.takes_pictures:
-            return ModelError(f"{self.card.architecture} cannot be inverted: {why}")
-        return NoBatchNormError(
-            f"{self.card.architecture} stores no usable batch-norm statistics: {why}"
-        )
+            return ModelError(f"{name} cannot be inverted: {self.obstacle}")
+        return NoBatchNormError(f"{name} stores no usable batch-norm statistics: {self.obstacle}")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dicts; NaN and infinities are None."""
-        content = {
+        """Everything as numbers, strings, sequences and dicts."""
+        return {
             "model": asdict(self.card),
             "layers": [asdict(layer) for layer in self.layers],
             "never_ran": self.never_ran,
             "repeated": self.repeated,
             "norms": self.norms,
             "invertible": self.invertible,
+            "obstacle": self.obstacle,
             "verdict": self.verdict,
             "compared": self.compared and asdict(self.compared),
         }
-        plain: dict[str, Any] = _plain(content)
-        return plain
 
 
 def inspect(
@@ -137,9 +139,10 @@ def inspect(
         for name in order
     )
     norms = _other_norms(classifier.module)
-    invertible, verdict = _judge(reports, norms, classifier.card)
+    obstacle = _obstacle(found, norms, classifier.card, runs=bool(calls))
+    verdict = f"not, because {obstacle}" if obstacle else _promise(reports, classifier.card)
     compared = None
-    if images is not None and invertible:
+    if images is not None and not obstacle:
         compared = compare(classifier, images, calls, batch_size=batch_size)
         reports = tuple(
             replace(report, distance=compared.layers.get(report.name)) for report in reports
@@ -148,7 +151,7 @@ def inspect(
         card=classifier.card,
         layers=reports,
         norms=norms,
-        invertible=invertible,
+        obstacle=obstacle,
         verdict=verdict,
         compared=compared,
     )
@@ -228,7 +231,8 @@ def _report(layer: Layer, *, calls: int, resolution: tuple[int, ...] | None) -> 
         running_var=None if empty else _summary(var),
         distance=None,
         untrained=empty or batchnorm.is_untrained(layer),
-        broken="" if empty else batchnorm.defect(layer) or batchnorm.dead_channels(layer),
+        broken="" if empty else batchnorm.defect(layer),
+        dead_channels=0 if empty else batchnorm.dead_channels(layer),
     )
 
 
@@ -237,36 +241,34 @@ def _summary(values: Tensor) -> Summary:
     return Summary(float(values.min()), float(values.mean()), float(values.max()))
 
 
-def _judge(layers: tuple[LayerReport, ...], norms: dict[str, int], card: Card) -> tuple[bool, str]:
-    """Whether R_feature has statistics to match, and in words why not."""
-    count = len(layers)
+def _obstacle(found: Sequence[Layer], norms: Mapping[str, int], card: Card, *, runs: bool) -> str:
+    """Why the network cannot be inverted, or not once it is trained; "" if it can.
+
+    Args: runs: whether a forward pass reaches a layer.
+    """
     if not card.takes_pictures:
-        return False, f"not, because its {card.input_size[0]} channels are neither grey nor RGB"
-    if not layers:
-        found = ", ".join(f"{number} {kind}" for kind, number in norms.items()) or "no norm at all"
-        return False, f"not, because it has no batch norm (it has {found})"
-    if not any(layer.calls for layer in layers):
-        return False, f"not, because none of its {count} batch-norm layers runs"
+        return f"its {card.input_size[0]} channels are neither grey nor RGB"
+    if not found:
+        others = ", ".join(f"{number} {kind}" for kind, number in norms.items())
+        return f"{batchnorm.unusable(found)} (it has {others or 'no norm at all'})"
+    if not runs:
+        return batchnorm.unreached(found)
+    return batchnorm.unusable(found) if card.pretrained else ""
+
+
+def _promise(layers: Sequence[LayerReport], card: Card) -> str:
+    """What can be said of a network that can be inverted, in one line."""
+    count = len(layers)
     if not card.pretrained:
         alone = "of the architecture alone, its weights are random"
-        return True, f"invertible once trained: {count} batch-norm layers ({alone})"
-    # A channel of variance 0 is dead, not wrong: its term of R_feature is still defined.
-    wrong = [
-        layer for layer in layers if layer.broken and not layer.broken.startswith(batchnorm.DEAD)
-    ]
-    if wrong:
-        first = f"{wrong[0].name}: {wrong[0].broken}"
-        return False, f"not, because {len(wrong)} of {count} layers are broken ({first})"
-    untrained = sum(layer.untrained for layer in layers)
-    if untrained == count:
-        return False, f"not, because all {count} layers look untrained (mean 0, variance 1)"
+        return f"invertible once trained: {count} batch-norm layers ({alone})"
     notes = {
-        "look untrained": untrained,
-        "have dead channels (variance 0)": sum(bool(layer.broken) for layer in layers),
+        "look untrained": sum(layer.untrained for layer in layers),
+        "have dead channels (variance 0)": sum(layer.dead_channels > 0 for layer in layers),
         "never run": sum(layer.calls == 0 for layer in layers),
     }
     said = "".join(f"; {number} {what}" for what, number in notes.items() if number)
-    return True, f"invertible: {count} batch-norm layers{said}"
+    return f"invertible: {count} batch-norm layers{said}"
 
 
 def _other_norms(module: nn.Module) -> dict[str, int]:
@@ -281,14 +283,6 @@ def _norm(module: nn.Module) -> bool:
     named = "norm" in type(module).__name__.lower()
     own = any(True for _ in module.parameters(recurse=False))
     return isinstance(module, _NORMS) or (named and own)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _NORMS = (

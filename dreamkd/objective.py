@@ -209,7 +209,8 @@ class Objective:
             self._to_prior[seen] = weights if seen != size[1:] else None
         if self.statistics:
             with self.runtime.autocast():
-                self._stored[factor] = stored(self._watched_model, size)
+                name = (self.prior or self.teacher).card.architecture
+                self._stored[factor] = stored(self._watched_model, size, name=name)
         step: Step = partial(self._terms, factor, compete)
         if self._compiled:
             step = compile_step(step, on_event=self._on_event)

@@ -57,7 +57,8 @@ class Observer:
         self._module, self._watched_module = modules[0], modules[-1]
         self._stored: Stored | None = None
         with suppress(NoBatchNormError):
-            self._stored = stored(self._watched_module, networks[-1].card.input_size)
+            card = networks[-1].card
+            self._stored = stored(self._watched_module, card.input_size, name=card.architecture)
         self._watched = self._stack.enter_context(watch(self._watched_module))
         return self
 

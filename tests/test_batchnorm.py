@@ -105,7 +105,7 @@ def test_trace_lists_calls_in_execution_order() -> None:
 def test_what_is_stored_lies_end_to_end_call_after_call() -> None:
     narrow, wide = filled(lambda: nn.BatchNorm2d(4)), nn.BatchNorm2d(6).eval()
     model = nn.Sequential(narrow, nn.Conv2d(4, 6, 1), wide, nn.Conv2d(6, 4, 1), narrow)
-    stored = batchnorm.stored(model, (4, 2, 2))
+    stored = batchnorm.stored(model, (4, 2, 2), name="net")
     assert torch.equal(
         stored.var, torch.cat([narrow.running_var, wide.running_var, narrow.running_var])
     )
@@ -120,8 +120,8 @@ def test_a_layer_that_is_never_called_stores_nothing() -> None:
             (norm,) = self
             return nn.functional.batch_norm(x, norm.running_mean, norm.running_var)
 
-    with pytest.raises(NoBatchNormError, match="the network calls none"):
-        batchnorm.stored(Functional(nn.BatchNorm2d(3)), (3, 2, 2))
+    with pytest.raises(NoBatchNormError, match=r"^net: none of its 1 batch-norm layers runs, so"):
+        batchnorm.stored(Functional(nn.BatchNorm2d(3)), (3, 2, 2), name="net")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -245,15 +245,15 @@ def test_untrained_and_dead() -> None:
     (dead,) = batchnorm.layers(with_statistics([0.0, 0.0], [1.0, 0.0]))
     assert batchnorm.is_untrained(fresh)
     assert not batchnorm.is_untrained(dead)
-    assert batchnorm.dead_channels(dead) == "variance is zero in 1 channels"
-    assert batchnorm.dead_channels(fresh) == ""
+    assert batchnorm.dead_channels(dead) == 1
+    assert batchnorm.dead_channels(fresh) == 0
 
 
 def test_require_statistics_says_why() -> None:
     good = with_statistics([0.0, 0.1], [1.0, 2.0])
     batchnorm.require_statistics(nn.Sequential(good, nn.BatchNorm2d(3)), name="net")
     for model, reason in [
-        (nn.Sequential(nn.LayerNorm(3)), "it has no batch-norm layer"),
+        (nn.Sequential(nn.LayerNorm(3)), "it has no batch norm, so"),
         (nn.Sequential(nn.BatchNorm2d(3)), "all 1 batch-norm layers look untrained"),
         (nn.Sequential(good, with_statistics([0.0, 0.1], [-1.0, 1.0])), "1 of 2 .* broken"),
     ]:

@@ -116,7 +116,7 @@ def test_scores_are_what_each_image_has_for_itself(digits: Classifier) -> None:
 
 def test_an_average_takes_its_share_of_the_statistics(digits: Classifier) -> None:
     config = settings(digits, ce=0)
-    stored = batchnorm.stored(digits.module, (1, 16, 16))
+    stored = batchnorm.stored(digits.module, (1, 16, 16), name="digits")
     # Statistics that agree with what is stored leave a thousandth of the distance of a batch.
     agreeing = Moments(torch.zeros_like(stored.var), stored.var)
     alone, _ = loss_of(digits, config)
