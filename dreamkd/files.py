@@ -34,7 +34,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     path, parts = Path(), {}
     try:
         for path, data in files.items():
-            parts[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
+            parts[path] = part_of(path)
             with open(parts[path], "wb") as file:
                 file.write(data)
                 file.flush()
@@ -53,6 +53,11 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             f"cannot write {path}: {error.strerror or error}; free some room or choose another "
             "place, then run the same command again"
         ) from error
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name of a file that becomes `path`; `remove_torn` knows it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def lock(handle: int, folder: Path) -> None:
@@ -80,8 +85,8 @@ def remove_torn(folder: Path) -> None:
 
     Raises: RunError: as of `remove`.
     """
-    for pattern in (".*.part", "*/.*.part", "images/*/.*.part"):
-        for part in folder.glob(pattern):
+    for place in ("", "*/", "images/*/"):
+        for part in folder.glob(f"{place}.*.[0-9]*.part"):
             remove(part)
 
 

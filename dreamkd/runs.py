@@ -27,7 +27,7 @@ from torch import Tensor
 from dreamkd import manifest, states
 from dreamkd.errors import DataError, ModelError, RunError
 from dreamkd.events import Event, Every, Hint, OnEvent, Progress, ignore
-from dreamkd.files import exists, lock, read_json, remove, remove_torn, write_atomically
+from dreamkd.files import exists, lock, part_of, read_json, remove, remove_torn, write_atomically
 from dreamkd.identity import apart, as_json, differing, differing_versions, is_path
 
 #: Seconds between two writes of progress.json, and between two points of its curve in events.jsonl.
@@ -38,7 +38,7 @@ _STEM = 100
 
 #: What a run writes into its folder; anything else that lies there is left alone.
 _OURS = (
-    *("manifest.jsonl", "result.json", "events.jsonl", "progress.json", "seconds.json"),
+    *("manifest.jsonl", "result.json", "events.jsonl", "progress.json", "seconds.json", "env.json"),
     "contact-sheet.png",
     *("shards", "images", "records", "labels", "student.safetensors", "state-*.safetensors"),
 )
@@ -292,6 +292,6 @@ def _short(value: Any) -> str:
 
 def _replace(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a file that may be lost in a crash: no fsync."""
-    part = path.with_suffix(".part")
+    part = part_of(path)
     part.write_text(json.dumps(value) + "\n", encoding="utf-8")
     part.replace(path)

@@ -53,6 +53,19 @@ def test_a_file_is_removed_if_it_is_there(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    for place in ("", "images", "images/cat"):
+        for name in (".result.json.7.part", ".thesis.part", "movie.7.part"):
+            (tmp_path / place / name).write_text("")
+    files.remove_torn(tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.part"))
+    names = (".thesis.part", "movie.7.part")
+    assert left == sorted(
+        f"{place}{name}" for place in ("", "images/", "images/cat/") for name in names
+    )
+
+
 def test_what_a_killed_process_left_in_a_read_only_folder_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

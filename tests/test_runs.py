@@ -110,7 +110,7 @@ def test_a_log_may_lie_in_the_folder_but_nothing_that_would_be_replaced(tmp_path
     with open_run(tmp_path) as run:
         run.settle(RESOLVED)
     assert (tmp_path / "slurm-1.out").read_text() == "began"
-    for name in ("manifest.jsonl", "state-student.safetensors"):
+    for name in ("manifest.jsonl", "env.json", "state-student.safetensors"):
         (tmp_path / name[:3]).mkdir()
         (tmp_path / name[:3] / name).write_text("")
         with (
