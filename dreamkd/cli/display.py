@@ -33,17 +33,21 @@ def display(*, quiet: bool, live: bool = True) -> Iterator[OnEvent]:
         with _new_bars() as bars:
             yield Bars(bars)
     else:
-        yield Lines()
+        lines = Lines()
+        try:
+            yield lines
+        finally:
+            lines.catch_up()
 
 
 class Lines:
-    """Progress as plain lines, one every `INTERVAL` seconds, and where a phase ends its last."""
+    """Progress as plain lines, one every `INTERVAL` seconds, and the last before the work ends."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._phases: dict[str, tuple[int, float]] = {}  # phase -> (done, time) when first seen
         self._every = events.Every(INTERVAL)
-        self._untold = ("", "")  # the phase and the line that came too soon after another
+        self._untold = ""  # the line that came too soon after another
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -52,10 +56,14 @@ class Lines:
             return
         if isinstance(event, Finished):
             self._phases.pop(event.phase, None)
-            phase, line = self._untold
-            if phase == event.phase:
-                _write(line)
+            self.catch_up()
         _write(_text(event))
+
+    def catch_up(self) -> None:
+        """Write the newest line if it has not been: nothing is expected to come."""
+        if self._untold:
+            _write(self._untold)
+            self._untold = ""
 
     def _progress(self, event: events.Progress) -> None:
         now = self._clock()
@@ -67,11 +75,9 @@ class Lines:
             rate = (event.done - done) / (now - since)
             parts.append(f"{duration((event.total - event.done) / rate)} left")
         line = ", ".join([*parts, *_terms(event.terms)])
+        self._untold = line
         if self._every.due(now):
-            _write(line)
-            self._untold = ("", "")
-        else:
-            self._untold = (event.phase, line)
+            self.catch_up()
 
 
 class Bars:

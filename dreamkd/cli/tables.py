@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -27,8 +26,11 @@ if TYPE_CHECKING:
 _UNLIMITED = 10_000
 
 
-#: Names of what workflows give in percent.
-_PERCENT = re.compile("top-1$|agreement$|^verifiers: ")
+#: How numbers of workflows are written, by the last word of a field's name.
+_UNITS: dict[str, Callable[[float], str]] = {
+    "seconds": duration,
+    **dict.fromkeys(("top1", "agreement", "verifiers"), "{:.2f} %".format),
+}
 
 
 def text(*renderables: RenderableType) -> str:
@@ -149,6 +151,7 @@ def _note(layer: LayerReport, *, pretrained: bool) -> str:
         f"runs {layer.calls} times": layer.calls > 1,
         "untrained": layer.untrained and pretrained,  # random weights are, all of them
         layer.broken: bool(layer.broken),
+        f"variance is zero in {layer.dead_channels} channels": layer.dead_channels > 0,
     }
     return ", ".join(what for what, holds in said.items() if holds)
 
@@ -183,19 +186,17 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _rows(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in result.items():
-        # What has a prefix is a name as the user knows it, such as a network's.
-        name = f"{prefix}{key}" if prefix else key.replace("_", " ").replace("top1", "top-1")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if isinstance(value, Mapping):
-            yield from _rows(value, f"{name}: ")
-        elif number and name.endswith("seconds"):
-            yield name.removesuffix("seconds").strip() or "time", duration(value)
-        elif number and _PERCENT.search(name):
-            yield name, f"{value:.2f} %"
-        else:
-            yield name, _value(value)
+        words = key.split("_")
+        write: Callable[[Any], str] = _UNITS.get(words[-1], _value)
+        name = " ".join(words[:-1] if words[-1] == "seconds" else words) or "time"
+        name = name.replace("top1", "top-1")
+        # What lies inside has names as the user knows them, such as a network's.
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for inner, part in parts.items():
+            number = isinstance(part, (int, float)) and not isinstance(part, bool)
+            yield f"{name}: {inner}" if inner else name, write(part) if number else _value(part)
 
 
 def _value(value: Any) -> str:

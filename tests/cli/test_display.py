@@ -43,6 +43,24 @@ def test_the_last_line_of_a_phase_is_shown_whenever_it_comes(
     assert capsys.readouterr().err.splitlines() == wanted
 
 
+def test_the_last_line_is_shown_whatever_ends_the_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with display(quiet=False) as on_event:
+        for done in (1, 4):
+            on_event(Progress("student", done, 4, "steps"))
+        on_event(Finished("distill", 1.0))
+    with display(quiet=False) as on_event:
+        for done in (1, 2):
+            on_event(Progress("eval", done, 9, "images"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["student: 1/4 steps", "student: 4/4 steps", "distill: done in 1.0 s"]
+    assert [line.partition(",")[0] for line in lines[3:]] == [
+        "eval: 1/9 images",
+        "eval: 2/9 images",
+    ]
+
+
 def test_many_short_phases_are_not_many_lines(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     lines = Lines(clock=lambda: now)

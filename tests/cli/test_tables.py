@@ -104,7 +104,7 @@ def test_layers_that_are_broken_repeated_or_never_run_are_noted() -> None:
         "never runs, untrained",
     ]
     assert "model       our[red]net\\x1b[2J" in lines
-    assert lines[-1].startswith("verdict     not, because 1 of 3 layers are broken")
+    assert lines[-1].startswith("verdict     not, because 1 of 3 batch-norm layers are broken")
 
 
 def test_eval_prints_measures_and_the_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,10 +160,10 @@ def test_facts_of_nested_values() -> None:
 
 
 def test_names_of_networks_are_shown_as_they_are() -> None:
-    result = {"verifiers": {"digits_resnet14": 7.0, "my_top1.pt": 8.0}}
+    result = {"verifiers": {"digits_resnet14": 7.0, "five_seconds": 8.0}}
     assert tables.text(tables.facts(result)).splitlines() == [
         "verifiers: digits_resnet14  7.00 %",
-        "verifiers: my_top1.pt       8.00 %",
+        "verifiers: five_seconds     8.00 %",
     ]
 
 
