@@ -79,7 +79,7 @@ def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def roll(images: Tensor, offsets: Roll) -> Tensor:
-    """Shift and flip every image by its own offsets (seed section 2.1; jitter of the paper).
+    """Shift and flip every image by its own offsets (Yin et al. 2020).
 
     Args:
         images: (B, C, H, W), any range.

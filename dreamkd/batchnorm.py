@@ -37,14 +37,14 @@ class Layer:
 
     @property
     def running_mean(self) -> Tensor:
-        """Stored mean, (C,) (seed Eq. 5)."""
+        """Stored mean, (C,) (Yin et al. 2020, Eq. 5)."""
         mean = self.module.running_mean
         assert isinstance(mean, Tensor)
         return mean
 
     @property
     def running_var(self) -> Tensor:
-        """Stored variance, (C,) (seed Eq. 6)."""
+        """Stored variance, (C,) (Yin et al. 2020, Eq. 6)."""
         var = self.module.running_var
         assert isinstance(var, Tensor)
         return var

@@ -18,7 +18,7 @@ from dreamkd.moments import Moments, Stored, computed, distances
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:
-    """L(x, y): cross-entropy of the teacher, per image (seed Eq. 2).
+    """L(x, y): cross-entropy of the teacher, per image (Yin et al. 2020, Eq. 2).
 
     Args:
         logits: (B, classes). labels: (B,) int64.
@@ -28,7 +28,7 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def r_feature(moments: Moments, stored: Stored, *, first_scale: float = 1.0) -> Tensor:
-    """R_feature: distance between batch and running statistics (seed Eq. 4-6).
+    """R_feature: distance between batch and running statistics (Yin et al. 2020, Eq. 4-6).
 
         sum_l ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
 
@@ -151,7 +151,7 @@ def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0
 
 
 def competition(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """R_c = 1 - JS(p_T, p_S), per image (seed Eq. 8): low where the networks disagree."""
+    """R_c = 1 - JS, per image (Yin et al. 2020, Eq. 8): low where the networks disagree."""
     return 1 - jensen_shannon(teacher, student, temperature=temperature)
 
 
@@ -190,7 +190,7 @@ def hard_labels(logits: Tensor, targets: Tensor, *, smoothing: float) -> Tensor:
 
 
 def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:
-    """Knowledge distillation with softened outputs (seed Eq. 1), mean over images.
+    """Knowledge distillation with softened outputs (Yin et al. 2020, Eq. 1), mean over images.
 
         tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau))
 

@@ -196,7 +196,7 @@ def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> T
 
 
 def distances(moments: Moments, stored: Stored) -> Tensor:
-    """The terms of R_feature (seed Eq. 4): (L,), one for each batch-norm call.
+    """The terms of R_feature (Yin et al. 2020, Eq. 4): (L,), one for each batch-norm call.
 
     ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
     """

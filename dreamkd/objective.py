@@ -28,7 +28,7 @@ from dreamkd.moments import Average, Moments, Stored, blend, in_place_of, of_bat
 
 @dataclass(frozen=True)
 class Rival:
-    """The student that images should disagree about with the teacher (seed Eq. 8-9)."""
+    """The student that images should disagree about with the teacher (Yin et al. 2020, Eq. 8-9)."""
 
     student: Classifier
     weight: float  # alpha_c
@@ -59,7 +59,7 @@ class Loss(NamedTuple):
 
 
 class Objective:
-    """Eq. 2, 7 or 9 of the seed for one frozen teacher.
+    """Eq. 2, 7 or 9 of Yin et al. 2020 for one frozen teacher.
 
     with Objective(teacher, config, runtime=runtime) as objective:
         loss = objective(x, labels, view)

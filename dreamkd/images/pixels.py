@@ -22,7 +22,7 @@ _GREY = 0.9
 
 
 class Pixels(Images):
-    """The pixels themselves, in normalised units, from Gaussian noise (seed section 2.1).
+    """The pixels themselves, in normalised units, from Gaussian noise (Yin et al. 2020).
 
         x ~ N(0, 1),  (B, C, H, W)
 

@@ -4,7 +4,7 @@
 
 Both are runs of `dreamkd invert` with the same start and steps. On the stored images: the share
 that teacher and student classify as asked, and the mean Jensen-Shannon divergence of their outputs
-(seed Eq. 8), in nats.
+(Yin et al. 2020, Eq. 8), in nats.
 """
 
 from __future__ import annotations

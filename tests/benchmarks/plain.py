@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 @contextmanager
 def statistics_terms(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the block every batch norm appends its two distances (seed Eq. 4-6) to the list."""
+    """Within the block every batch norm lists its two distances (Yin et al. 2020, Eq. 4-6)."""
     terms: list[Tensor] = []
 
     def append(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
