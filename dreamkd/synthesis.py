@@ -8,7 +8,6 @@ The hooks and the compiled graphs are set up once and serve every batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from dreamkd.augment import View, draw_view, smallest_crop
 from dreamkd.batch import Batch, Best
 from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.course import Course, refining_steps, steps_per_batch
-from dreamkd.engine import LOOK, Runtime, check_finite, to_uint8
+from dreamkd.engine import LOOK, Runtime, check_finite, diverged, to_uint8
 from dreamkd.errors import DivergedError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES, Images, Pixels
@@ -41,7 +40,7 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 class Synthesiser:
-    """Optimises batches of images against one frozen teacher (seed Eq. 2, 7, 9)."""
+    """Optimises batches of images against one frozen teacher (Yin et al. 2020, Eq. 2, 7, 9)."""
 
     def __init__(self, objective: Objective, *, seed: int = 0, on_event: OnEvent = ignore) -> None:
         """Prepare; nothing on the models is touched before `with`.
@@ -218,8 +217,8 @@ class Synthesiser:
                     attempt.told(attempt.done, attempt.total, attempt.terms)
         with torch.no_grad(), self.runtime.autocast():
             x = images.inputs().detach()
-        finite = {"the images": 0.0 if bool(x.isfinite().all()) else math.nan}  # host sync
-        check_finite(finite, where=attempt.place)
+        if not bool(x.isfinite().all()):  # host sync
+            raise diverged("pixels became NaN or infinite", where=attempt.place)
         if attempt.best is not None:
             # What the last step made has not been looked at yet.
             view, compete = self._view(1, attempt), attempt.compete

@@ -2,7 +2,7 @@
 
 from dreamkd.engine.compiling import Work, compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
-from dreamkd.engine.guards import LOOK, check_finite, enough_memory
+from dreamkd.engine.guards import LOOK, check_finite, diverged, enough_memory
 from dreamkd.engine.memory import chunks, require_memory, spare_bytes
 from dreamkd.engine.modules import (
     frozen,
@@ -25,6 +25,7 @@ __all__ = [
     "check_finite",
     "chunks",
     "compile_step",
+    "diverged",
     "enough_memory",
     "fixed",
     "frozen",

@@ -34,8 +34,13 @@ def check_finite(terms: Mapping[str, float], *, where: str) -> None:
     """
     for name, value in terms.items():
         if not math.isfinite(value):
-            raise DivergedError(
-                f"{name} became {value} at {where}",
-                "what was finished before is kept: lower the rate or the weight of that term, or "
-                "try --precision fp32",
-            )
+            raise diverged(f"{name} became {value}", where=where, lower="the rate or its weight")
+
+
+def diverged(what: str, *, where: str, lower: str = "the rate") -> DivergedError:
+    """What to raise where numbers make no sense any more.
+
+    Args: lower: what may help if it is lowered.
+    """
+    advice = f"what was finished before is kept: lower {lower}, or try --precision fp32"
+    return DivergedError(f"{what} at {where}", advice)
