@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dreamkd import losses
 from dreamkd.augment import View, draw_view
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
 from dreamkd.engine import Runtime, spare_bytes, twin
@@ -51,7 +53,8 @@ def r_feature_weight(
     Raises: ConfigError: the class loss has no gradient, as with a single class.
     """
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
-    bare = replace(config, tv_l1=0.0, tv_l2=0.0, l2=0.0, image_chunk=_CHUNK)
+    none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
+    bare = replace(config, **none, image_chunk=_CHUNK)
     sizes = []
     for ce, r_feature in ((1.0, 0.0), (0.0, 1.0)):
         alone = replace(bare, ce=ce, r_feature=r_feature)

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 import dreamkd
-from dreamkd.config import COMMANDS, options
+from dreamkd.config import COMMANDS, OTHER_IMAGES, options
+from dreamkd.formats import FORMATS
+from dreamkd.images import IMAGES
+from dreamkd.losses import COMPETITION, PRIORS
+from dreamkd.recipes import RECIPES
 
 ROOT = Path(dreamkd.__file__).parent
 
@@ -59,3 +63,19 @@ def test_files_stay_readable() -> None:
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 300
     }
     assert not long
+
+
+def test_tables_and_choices_name_the_same() -> None:
+    invert, distill = (COMMANDS[name].__dataclass_fields__ for name in ("invert", "distill"))
+    for name, table in (
+        ("images", IMAGES),
+        ("format", FORMATS),
+        ("recipe", RECIPES),
+        ("competition_loss", COMPETITION),
+    ):
+        for settings in (invert, distill):
+            if name in settings:
+                choices = settings[name].metadata["option"].choices
+                assert set(choices) - {"auto"} == set(table)
+    assert PRIORS.keys() <= invert.keys()
+    assert OTHER_IMAGES.keys() <= IMAGES.keys()

@@ -1,4 +1,4 @@
-"""What `auto` means for the images: by preset, and by the size of the model's input.
+"""What `auto` means for images and student: by preset, and by the size of the model's input.
 
 Weights of norms are per image (see docs/method.md for how the published ones convert).
 """

@@ -113,7 +113,7 @@ class RuntimeConfig:
         group=RUN,
         minimum=1,
         maximum=1024,
-        auto="as many as there are cores",
+        auto="as many as torch takes: one for each core, under torchrun one",
         help="CPU threads",
     )
 
