@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
-from dreamkd.errors import ModelError
+from dreamkd.errors import ModelError, said
 from dreamkd.files import write_atomically
 
 #: Where a training checkpoint keeps its weights, in order of precedence. The moving average comes
@@ -113,7 +113,7 @@ def _head(path: Path) -> bytes:
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise ModelError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+        raise ModelError(f"cannot read checkpoint {path}: {said(error)}") from error
     if not head:
         raise ModelError(f"checkpoint {path} is empty; copy or download it again")
     return head
@@ -169,8 +169,7 @@ def _reading_failed(path: Path, error: Exception, *, trust_pickle: bool) -> Mode
             f"{path} is a full pickle: reading it would run code{what}; save its state_dict() "
             "instead, or pass --trust-pickle if you trust who made it"
         )
-    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
-    return ModelError(f"{path} is a damaged or unusable torch file: {first}")
+    return ModelError(f"{path} is a damaged or unusable torch file: {said(error)}")
 
 
 def _refuse_inflation(path: Path, *, trust_pickle: bool) -> None:

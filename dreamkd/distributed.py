@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from dreamkd.errors import ConfigError, Stopped
+from dreamkd.errors import ConfigError, Stopped, said
 from dreamkd.events import Event, Hint, OnEvent
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def _missed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # whatever gloo or NCCL says of it
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Stopped(
-            f"another worker failed, or is not reached ({cause}); unless it says why, what was "
-            "finished is kept and the same command continues"
+            f"another worker failed, or is not reached ({said(error)}); unless it says why, what "
+            "was finished is kept and the same command continues"
         ) from error

@@ -89,6 +89,17 @@ EXIT_CODES: dict[int, str] = {
 }
 
 
+def said(error: BaseException) -> str:
+    """What others say of an error, as part of a line: the system's words, or the first line of 160.
+
+    The name of its class where it says nothing.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known word, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dreamkd.errors import RunError
+from dreamkd.errors import RunError, said
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -50,7 +50,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         if not os.path.isdir(path.parent):  # Path.is_dir() raises where it cannot look
             raise RunError(f"cannot write {path}: {path.parent} is no folder") from error
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}; free some room or choose another "
+            f"cannot write {path}: {said(error)}; free some room or choose another "
             "place, then run the same command again"
         ) from error
 
@@ -75,7 +75,7 @@ def lock(handle: int, folder: Path) -> None:
         ) from None
     except OSError as error:
         raise RunError(
-            f"--out {folder}: its file system locks no files ({error.strerror}); choose a folder "
+            f"--out {folder}: its file system locks no files ({said(error)}); choose a folder "
             "on another one"
         ) from None
 
@@ -99,8 +99,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(
-            f"cannot remove {path}: {error.strerror or error}; make its folder writable or choose "
-            "another --out"
+            f"cannot remove {path}: {said(error)}; make its folder writable or choose another --out"
         ) from error
 
 
@@ -117,7 +116,7 @@ def exists(path: Path, *, option: str) -> bool:
         return False
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be looked for ({error.strerror or error}); choose another {option}"
+            f"{path}: cannot be looked for ({said(error)}); choose another {option}"
         ) from error
     return True
 
@@ -171,7 +170,7 @@ def make_folders(*folders: Path) -> None:
         for parent in {folder.parent for folder in folders}:
             sync_folder(parent)
     except OSError as error:
-        raise RunError(f"cannot make {folder}: {error.strerror or error}") from error
+        raise RunError(f"cannot make {folder}: {said(error)}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkd.errors import DataError
+from dreamkd.errors import DataError, said
 from dreamkd.files import make_folders, remove, sha256_file, write_all, write_atomically
 from dreamkd.manifest import Shard
 from dreamkd.samples import (
@@ -214,7 +214,7 @@ def _read(path: Path, *, limit: int) -> bytes:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {said(error)}") from error
     if len(data) > limit:
         raise DataError(f"{path} has more than {limit} bytes")
     return data

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from dreamkd import manifest, states
-from dreamkd.errors import DataError, ModelError, RunError
+from dreamkd.errors import DataError, ModelError, RunError, said
 from dreamkd.events import Event, Every, Hint, OnEvent, Progress, ignore
 from dreamkd.files import exists, lock, part_of, read_json, remove, remove_torn, write_atomically
 from dreamkd.identity import apart, as_json, differing, differing_versions, is_path
@@ -230,7 +230,7 @@ def open_run(folder: Path) -> Iterator[Run]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise RunError(f"--out {folder}: cannot be written ({error.strerror})") from error
+        raise RunError(f"--out {folder}: cannot be written ({said(error)})") from error
     try:
         lock(handle, folder)
         remove_torn(folder)

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dreamkd import states
-from dreamkd.errors import ConfigError, DataError, ModelError
+from dreamkd.errors import ConfigError, DataError, ModelError, said
 from dreamkd.files import make_folders
 from dreamkd.losses import SparseOutputs
 
@@ -127,7 +127,8 @@ def require_same(run: Path, now: Mapping[str, Any]) -> Kept:
         then |= {f"{name}_version": resolved["versions"][name] for name in DRAWN_BY}
         kept = int(then["store_labels"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({error!r})") from error
+        what = f"lacks {error}" if isinstance(error, KeyError) else said(error)
+        raise ConfigError(f"--labels {run}: is no run of dreamkd distill ({what})") from error
     if not kept or not (run / "result.json").exists():
         raise ConfigError(f"--labels {run}: is not finished, or was made without --store-labels")
     files = [_path(run / FOLDER, first) for first in range(0, int(then["steps"]), SEGMENT)]

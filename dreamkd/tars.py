@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from dreamkd.errors import DataError
+from dreamkd.errors import DataError, said
 
 #: Size of a tar block in bytes: headers and contents start on its multiples.
 BLOCK = tarfile.BLOCKSIZE
@@ -48,7 +48,7 @@ def members(path: Path) -> Iterator[Member]:
         with open(path, "rb") as file:
             yield from _walk(file, path.name)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {said(error)}") from error
 
 
 def _walk(file: BinaryIO, name: str) -> Iterator[Member]:

@@ -1,6 +1,10 @@
 """Errors are one line, and each class has its own exit code."""
 
-from dreamkd.errors import EXIT_CODES, DreamkdError, nearest
+import errno
+
+import pytest
+
+from dreamkd.errors import EXIT_CODES, DreamkdError, nearest, said
 
 
 def test_messages_are_one_line() -> None:
@@ -18,3 +22,17 @@ def test_nearest_says_nothing_when_nothing_is_near() -> None:
     assert nearest("resnet5", ["vgg", "resnet50"]) == " (did you mean 'resnet50'?)"
     assert nearest("zzz", ["jitter"]) == ""
     assert nearest("", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.pt"), "No space left on device"),
+        (OSError("no words of the system"), "no words of the system"),
+        (ValueError(" first\nsecond "), "first"),
+        (ValueError("long" * 50), "long" * 40),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_what_others_say_of_an_error_is_one_short_line(error: Exception, words: str) -> None:
+    assert said(error) == words

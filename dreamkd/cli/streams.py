@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from dreamkd.errors import RunError
+from dreamkd.errors import RunError, said
 
 
 def prepare_streams() -> None:
@@ -40,7 +40,7 @@ def write_result(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise RunError(f"stdout cannot be written: {error.strerror}") from None
+        raise RunError(f"stdout cannot be written: {said(error)}") from None
 
 
 def document(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch._functorch import config as functorch
 
 from dreamkd.batchnorm import Call
+from dreamkd.errors import said
 from dreamkd.events import Hint, OnEvent
 
 Step = TypeVar("Step", bound=Callable[..., Any])
@@ -67,9 +68,7 @@ def compile_step(function: Step, *, on_event: OnEvent) -> Step:
             # No compiler, an unsupported operation: torch has no common class for these.
             if state["call"] is function or not _is_compiler_error(error):
                 raise
-            said = str(error).strip().splitlines()
-            reason = said[0][:160] if said else type(error).__name__
-            on_event(Hint(f"running without torch.compile: {reason}"))
+            on_event(Hint(f"running without torch.compile: {said(error)}"))
             state["call"] = function
             return function(*args, **kwargs)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dreamkd.engine.memory import spare_bytes
+from dreamkd.errors import said
 from dreamkd.events import Hint, OnEvent
 
 Outputs = TypeVar("Outputs")
@@ -142,8 +143,7 @@ class Replay(Generic[Outputs]):
                 outputs = self._step(*inputs)
         except RuntimeError as error:  # of CUDA, of memory, of what the network does
             cause = error.__context__ or error  # what broke it, and not that it is broken
-            said = str(cause).strip().splitlines()
-            reason = said[0][:160] if said else type(cause).__name__
+            reason = said(cause)
             del cause
         if reason:  # outside of the handler, whose traceback keeps the tensors of the step alive
             with suppress(RuntimeError):  # of a graph that was not even begun
