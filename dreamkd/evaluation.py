@@ -147,14 +147,9 @@ def _check_pair(classifier: Classifier, teacher: Classifier | None, image_set: I
             f"images are preprocessed to {channels} channels, but {classifier.card.architecture} "
             f"takes {wanted}"
         )
-    if teacher is None:
-        return
-    if teacher.card.num_classes != classifier.card.num_classes:
-        raise ModelError(
-            f"teacher {teacher.card.architecture} has {teacher.card.num_classes} classes, but "
-            f"{classifier.card.architecture} has {classifier.card.num_classes}"
-        )
-    classifier.card.require_order(teacher.card, name=f"teacher {teacher.card.architecture}")
+    if teacher is not None:
+        whose = f"teacher {teacher.card.architecture}"
+        classifier.card.require_classes(teacher.card, whose=whose)
 
 
 def _table(accuracy: Accuracy, names: Sequence[str]) -> tuple[ClassResult, ...]:

@@ -20,7 +20,7 @@ BY_CONTENT = ("model", "teacher", "student", "bn_prior", "verifier", "data", "la
 _PLACES = ("data", "labels")
 
 #: Endings of checkpoints.
-FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 
 
 def requested_settings(config: Any) -> dict[str, Any]:
@@ -77,18 +77,23 @@ def apart(then: Any, now: Any) -> tuple[Any, Any]:
 
 
 def _moved(name: str, value: Any, then: Any) -> bool:
-    """Whether both are paths, or lists that differ by paths alone."""
+    """Whether both are paths, or lists that differ by paths alone.
+
+    A bare word (`weights`) may be a name or a file, and what was a file need not lie there any
+    more: it is taken for one beside a path whose last part it is. What is let through here and is
+    another network after all, its hash refuses.
+    """
     if isinstance(value, list) and isinstance(then, list):
         pairs = zip(value, then, strict=False)
         return len(value) == len(then) and all(a == b or _moved(name, a, b) for a, b in pairs)
-    return all(
-        is_path(given) or (name in _PLACES and isinstance(given, str) and ":" not in given)
-        for given in (value, then)
-    )
+    if not isinstance(value, str) or not isinstance(then, str):
+        return False
+    paths = [is_path(s) or (name in _PLACES and ":" not in s) for s in (value, then)]
+    return all(paths) or (any(paths) and Path(value).name == Path(then).name)
 
 
 def is_path(value: Any) -> bool:
-    """Whether a setting is written as a path, not as a name."""
+    """Whether a setting is written as a path: with a folder, or with the ending of a checkpoint."""
     return isinstance(value, str) and ("/" in value or Path(value).suffix in FILES)
 
 

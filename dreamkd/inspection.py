@@ -15,7 +15,7 @@ from dreamkd import batchnorm, models
 from dreamkd.batchnorm import Call, Layer
 from dreamkd.data import ImageSet
 from dreamkd.errors import ModelError, NoBatchNormError
-from dreamkd.models import Card, Classifier
+from dreamkd.models import Card, Classifier, extents
 from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
 
@@ -200,7 +200,7 @@ def _trace(classifier: Classifier) -> list[Call]:
     except Exception as error:  # whatever an operation says of a shape it cannot take
         if device.type == "meta":  # some operations have no meta kernel: allocate after all
             return _trace(_allocated(card))
-        size = "x".join(map(str, card.input_size))
+        size = extents(card.input_size)
         raise ModelError(
             f"{card.architecture} does not run at input {size}: {type(error).__name__}: {error}; "
             "pass the size it was trained at (--input-size)"

@@ -76,13 +76,11 @@ class Partners:
 def _require_alike(student: Classifier, teacher: Classifier) -> None:
     """Raises: ModelError: they do not take the same images, or sort them into other classes."""
     ours, theirs = student.card, teacher.card
-    for what, a, b in (
-        ("classes", ours.num_classes, theirs.num_classes),
-        ("input size", ours.input_size, theirs.input_size),
-    ):
-        if a != b:
-            raise ModelError(f"--student {ours.architecture}: {what} {a}, but the model has {b}")
-    theirs.require_order(ours, name=f"--student {ours.architecture}")
+    whose = f"--student {ours.architecture}"
+    theirs.require_classes(ours, whose=whose)
+    if ours.input_size != theirs.input_size:
+        own, wanted = (models.extents(card.input_size) for card in (ours, theirs))
+        raise ModelError(f"{whose} takes images of {own}, but {theirs.architecture} of {wanted}")
 
 
 #: Networks built for photographs shrink images of up to this many pixels to nothing.

@@ -16,7 +16,7 @@ from dreamkd.engine import Runtime, Work, enough_memory, twin, worth_compiling
 from dreamkd.errors import ModelError, RunError
 from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
-from dreamkd.models import Classifier
+from dreamkd.models import Classifier, extents
 from dreamkd.runs import Run
 from dreamkd.samples import MAX_SIDE
 
@@ -215,7 +215,7 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
     card = classifier.card
     channels, height, width = card.input_size
     shape = (channels, height // factor, width // factor)
-    size = "x".join(map(str, shape))
+    size = extents(shape)
     if max(height, width) > MAX_SIDE:
         raise ModelError(f"no file of a run holds images of {size}: a side is at most {MAX_SIDE}")
     if not card.takes_pictures:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from dreamkd import models
 from dreamkd.engine import normalise, on_device
-from dreamkd.errors import ModelError
 from dreamkd.events import Note, OnEvent
 from dreamkd.models import Classifier
 
@@ -57,12 +56,7 @@ class Verifiers:
         for spec in specs:
             network = models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
             on_event(Note(f"verifier: {network.card.source}"))
-            if network.card.num_classes != teacher.card.num_classes:
-                raise ModelError(
-                    f"--verifier {spec} has {network.card.num_classes} classes, the model has "
-                    f"{teacher.card.num_classes}"
-                )
-            teacher.card.require_order(network.card, name=f"--verifier {spec}")
+            teacher.card.require_classes(network.card, whose=f"--verifier {spec}")
             networks[_name(spec, {*networks, *_TAKEN})] = network
         return cls(networks)
 

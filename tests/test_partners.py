@@ -133,9 +133,19 @@ def test_a_rival_s_classes_stand_in_the_same_order(digits: Classifier, tmp_path:
         invert(invert_config(**rival, out=str(tmp_path / "run")))
 
 
+def test_a_rival_sorts_into_as_many_classes(digits: Classifier, tmp_path: Path) -> None:
+    names = tuple("abcd")
+    card = replace(network(classes=4).card, class_names=names)
+    models.save(replace(network(classes=4), card=card), tmp_path / "s.safetensors")
+    rival = {"method": "adaptive", "student": str(tmp_path / "s.safetensors")}
+    line = r"^--student .*resnet8 has 4 classes \(a, b, c, …\), but timm:cifar_resnet14 has 10$"
+    with pytest.raises(ModelError, match=line):
+        invert(invert_config(**rival, out=str(tmp_path / "run")))
+
+
 def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Path) -> None:
     models.save(network(classes=9), tmp_path / "v.safetensors")
-    with pytest.raises(ModelError, match=r"--verifier .* has 9 classes, the model has 10"):
+    with pytest.raises(ModelError, match=r"--verifier .* has 9 classes, but .*resnet14 has 10$"):
         invert(invert_config(verifier=str(tmp_path / "v.safetensors"), out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
@@ -143,7 +153,8 @@ def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Pa
 def test_a_rival_takes_images_of_the_same_size(tmp_path: Path) -> None:
     models.save(network((1, 20, 20)), tmp_path / "s.safetensors")
     rival = {"method": "adaptive", "student": str(tmp_path / "s.safetensors")}
-    with pytest.raises(ModelError, match=r"input size \(1, 20, 20\), but the model has"):
+    line = r"--student .*resnet8 takes images of 1x20x20, but timm:cifar_resnet14 of 1x16x16$"
+    with pytest.raises(ModelError, match=line):
         invert(invert_config(**rival, out=str(tmp_path / "run")))
 
 

@@ -23,7 +23,8 @@ RESULTS: dict[str, dict[str, str]] = {
         "repeated": "names of layers that run more than once",
         "norms": "other normalisation layers: kind and count",
         "invertible": "true or false",
-        "verdict": "the same in words",
+        "obstacle": "why not, in words; empty where it can be",
+        "verdict": "both in one line",
         "compared": "with `--data`: `source`, `batches`, `batch_size`, `r_feature`, its `spread`, "
         "`r_feature_chance`, `layers`; else null",
     },

@@ -7,6 +7,7 @@ docs/cli.md are generated from them.
 
 from dreamkd.config.commands import (
     COMMANDS,
+    INTERPOLATIONS,
     DistillConfig,
     EvalConfig,
     InspectConfig,
@@ -20,6 +21,7 @@ from dreamkd.config.shared import LimitConfig, ModelConfig, OutputConfig, Runtim
 __all__ = [
     "BY_PRESET",
     "COMMANDS",
+    "INTERPOLATIONS",
     "OTHER_IMAGES",
     "PRESETS",
     "CompetitionConfig",

@@ -27,6 +27,9 @@ from dreamkd.errors import ConfigError
 
 _DATA = "Data"
 
+#: How a picture is resized: what cards of networks may say, and the command line.
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(ModelConfig, OutputConfig):
@@ -86,10 +89,7 @@ class EvalConfig(ModelConfig, RuntimeConfig, OutputConfig):
         None, group=MODEL, help="second model, whose top-1 predictions are compared"
     )
     interpolation: str | None = option(
-        None,
-        group=_DATA,
-        choices=("nearest", "bilinear", "bicubic"),
-        help="of the resize, else the model's own",
+        None, group=_DATA, choices=INTERPOLATIONS, help="of the resize, else the model's own"
     )
     crop_pct: float | None = option(
         None,

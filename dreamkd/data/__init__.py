@@ -215,18 +215,9 @@ def check_classes(image_set: ImageSet, card: Card) -> None:
         DataError: another number of classes, or the same names in another order.
     """
     names = image_set.class_names
-    if names and len(names) != card.num_classes:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise DataError(
-            f"{image_set.source} has {len(names)} classes ({shown}), but {card.architecture} has "
-            f"{card.num_classes}"
-        )
-    if names != card.class_names and sorted(names) == sorted(card.class_names):
-        raise DataError(
-            f"{image_set.source} numbers its classes {', '.join(names[:5])}, ... and "
-            f"{card.architecture} {', '.join(card.class_names[:5])}, ...: a label would mean two "
-            "things"
-        )
+    count = len(names) or card.num_classes  # data that do not name them do not count them either
+    if line := card.other_classes(image_set.source, count=count, names=names):
+        raise DataError(line)
 
 
 def check_labels(labels: Tensor, card: Card, image_set: ImageSet) -> None:

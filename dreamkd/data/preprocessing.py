@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreamkd.config import INTERPOLATIONS
 from dreamkd.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ class Preprocessing:
     crop_pct: float = 1.0  # the crop's share of the resized short side, in (0, 1]
 
     def __post_init__(self) -> None:
-        if self.interpolation not in FILTERS:
+        if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(
-                f"interpolation '{self.interpolation}' is none of {', '.join(FILTERS)}"
-                + nearest(self.interpolation, FILTERS)
+                f"interpolation '{self.interpolation}' is none of {', '.join(INTERPOLATIONS)}"
+                + nearest(self.interpolation, INTERPOLATIONS)
             )
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct is in (0, 1], not {self.crop_pct}")
@@ -72,7 +73,7 @@ def preprocess(picture: Image.Image, how: Preprocessing) -> Tensor:
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(f"{picture.width} x {picture.height} pixels resize to {size}: too large")
     if size != picture.size:
-        picture = picture.resize(size, FILTERS[how.interpolation])
+        picture = picture.resize(size, Image.Resampling[how.interpolation.upper()])
     left, top = _start(picture.width, width), _start(picture.height, height)
     picture = picture.crop((left, top, left + width, top + height))  # black outside the picture
     pixels = np.array(picture).reshape(height, width, channels)
@@ -139,13 +140,3 @@ def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
 def _start(length: int, crop: int) -> int:
     """Where a centre crop starts; negative, as torchvision pads, if the picture is smaller."""
     return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
-
-
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}

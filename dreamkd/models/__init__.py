@@ -5,7 +5,7 @@
 """
 
 from dreamkd.models.beside import load_beside
-from dreamkd.models.card import Card, Classifier
+from dreamkd.models.card import Card, Classifier, extents
 from dreamkd.models.fresh import create, with_new_head
 from dreamkd.models.loading import is_file, load, save
 from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve
@@ -18,6 +18,7 @@ __all__ = [
     "architectures",
     "bundled",
     "create",
+    "extents",
     "is_file",
     "load",
     "load_beside",

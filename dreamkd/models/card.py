@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from dreamkd import checkpoint
+from dreamkd.config import INTERPOLATIONS
 from dreamkd.errors import ModelError, nearest
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +69,45 @@ class Card:
         del facts["source"], facts["weights"]
         return facts
 
-    def require_order(self, other: Card, *, name: str) -> None:
-        """Refuse a network `name` whose card names the same classes in another order.
+    def other_classes(self, whose: str, *, count: int, names: Sequence[str]) -> str:
+        """In one line, why the classes of `whose` are not the network's; empty if they may be.
 
-        Raises: ModelError: a label would mean two things.
+        They are not where there are more or fewer of them, or the same names in another order.
+        Other names may be other words for the same.
+
+        Args: names: in the order of the labels; may be empty.
         """
-        ours, theirs = self.class_names, other.class_names
+        ours, theirs = self.class_names, tuple(names)
+        if count != self.num_classes:
+            named = f" ({_few(theirs)})" if theirs else ""
+            has = f"{count} classes{named}, but {self.architecture} has {self.num_classes}"
+            return f"{whose} has {has}"
         if ours != theirs and sorted(ours) == sorted(theirs):
-            raise ModelError(
-                f"{name}: its classes are in another order ({', '.join(theirs[:3])}, …) than those "
-                f"of {self.architecture} ({', '.join(ours[:3])}, …)"
+            return (
+                f"{whose}: its classes are in another order ({_few(theirs)}) than those of "
+                f"{self.architecture} ({_few(ours)}): a label would mean two things"
             )
+        return ""
+
+    def require_classes(self, other: Card, *, whose: str) -> None:
+        """Refuse a network beside this one that sorts into other classes.
+
+        Args: whose: what the other is called.
+        Raises: ModelError: as `other_classes` says.
+        """
+        line = self.other_classes(whose, count=other.num_classes, names=other.class_names)
+        if line:
+            raise ModelError(line)
 
 
 def _require(card: Card, field: str, holds: bool, legal: str) -> None:
     if not holds:
         value = str(getattr(card, field))[:80]
-        raise ModelError(f"{card.architecture}: {field} is {value}; it must be {legal}")
+        raise ModelError(f"{card.source}: {field} is {value}; it must be {legal}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,11 @@ def parameters(module: nn.Module) -> int:
 def is_counter(name: str) -> bool:
     """Whether a state dict entry is batch norm's count of batches, which no output depends on."""
     return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def extents(sizes: Iterable[int]) -> str:
+    """`3x224x224`."""
+    return "x".join(map(str, sizes))
 
 
 def to_metadata(card: Card) -> dict[str, str]:

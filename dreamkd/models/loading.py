@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from dreamkd import checkpoint
 from dreamkd.errors import ModelError
 from dreamkd.events import OnEvent, ignore
+from dreamkd.identity import is_path
 from dreamkd.models import recognition, zoo
 from dreamkd.models.building import Defaults
-from dreamkd.models.card import Card, Classifier, from_metadata, parameters, to_metadata
+from dreamkd.models.card import Card, Classifier, extents, from_metadata, parameters, to_metadata
 from dreamkd.models.wrapping import unwrapped
 from dreamkd.models.zoo import Architecture
 
@@ -51,6 +52,8 @@ def load(
         mean: per channel, of images in [0, 1].
         std: per channel.
         class_names: in the order of the logits.
+        interpolation: of the resize of pictures, one of `config.commands.INTERPOLATIONS`.
+        crop_pct: side of the centre crop over the resized short side, in (0, 1].
         trust_pickle: let a file run code while it is read.
         device: "meta" for shapes without weights; needs `pretrained=False`.
         on_event: told of a download.
@@ -107,10 +110,8 @@ def _path(spec: str) -> Path | None:
     """The file that `spec` means; None for a name. A known name wins over a file of that name."""
     if spec in zoo.bundled():
         return zoo.BUNDLED / f"{spec}.safetensors"
-    path = Path(spec)
-    looks_like_one = path.suffix in _SUFFIXES or len(path.parts) > 1
-    if looks_like_one or (os.path.exists(spec) and spec not in zoo.all_names()):
-        return path
+    if is_path(spec) or (os.path.exists(spec) and spec not in zoo.all_names()):
+        return Path(spec)
     return None
 
 
@@ -174,7 +175,7 @@ def _from_file(
     size = fields.get("input_size", defaults.input_size)
     fits = _fits(architecture, state, [size, stated.get("input_size"), defaults.input_size])
     if fits and size not in fits and pretrained:
-        sides = ("x".join(map(str, known[-2:])) for known in (*fits, size))
+        sides = (extents(known[-2:]) for known in (*fits, size))
         raise ModelError(_other(path, "pixels", *sides))
     # Without a fit, load_state names what is wrong with the counts that are stated, or usual.
     usual = fields.get("num_classes", defaults.num_classes or 1000), _channels(size) or 3
@@ -296,5 +297,3 @@ def _no_head(architecture: Architecture) -> str:
 
 #: What a network expects of images, which a file may leave unsaid.
 _EXPECTED = ("input_size", "mean", "std")
-
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")

@@ -19,6 +19,7 @@ from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
 from dreamkd.models import from_cifar
 from dreamkd.models.building import Defaults, on_meta, seeded
+from dreamkd.models.card import extents, is_counter
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -72,10 +73,9 @@ class Architecture:
             raise
         # Constructors refuse a size in their own ways: assertions, TypeError, wrong shapes.
         except Exception as error:
-            size = "x".join(map(str, input_size))
             raise ModelError(
-                f"{self} cannot be built for {num_classes} classes and input {size}: "
-                f"{type(error).__name__}: {error}"
+                f"{self} cannot be built for {num_classes} classes and input "
+                f"{extents(input_size)}: {type(error).__name__}: {error}"
             ) from error
 
 
@@ -116,8 +116,8 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
         ModelError: missing, unknown or differently shaped entries, a few of them named.
     """
     own = module.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unknown = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]
+    missing = [k for k in own if k not in state and not is_counter(k)]
+    unknown = [k for k in state if k not in own and not is_counter(k)]
     shaped = [k for k in own if k in state and state[k].shape != own[k].shape]
     shapes = [f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in shaped]
     problems = [

@@ -1,6 +1,7 @@
 """Preprocessing: equal to timm's and torchvision's to the bit."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
+from dreamkd.config import EvalConfig, merge
+from dreamkd.config.commands import INTERPOLATIONS
 from dreamkd.data import Preprocessing, open_images, preprocess
 from dreamkd.errors import ConfigError, DataError
 
@@ -30,7 +33,7 @@ def picture(width: int, height: int) -> Image.Image:
     crop=st.tuples(st.integers(1, 40), st.integers(1, 40))
     | st.integers(1, 40).map(lambda s: (s, s)),
     crop_pct=st.sampled_from([0.5, 0.875, 0.9, 0.95, 0.965, 1.0]),
-    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+    interpolation=st.sampled_from(INTERPOLATIONS),
 )
 def test_preprocessing_equals_timm(width, height, crop, crop_pct, interpolation):
     image = picture(width, height)
@@ -40,6 +43,14 @@ def test_preprocessing_equals_timm(width, height, crop, crop_pct, interpolation)
     )  # fmt: skip
     how = Preprocessing(input_size=(3, *crop), crop_pct=crop_pct, interpolation=interpolation)
     assert torch.equal(preprocess(image, how), theirs(image))
+
+
+@pytest.mark.parametrize("word", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+def test_what_is_implemented_a_card_may_say_and_a_command_ask_for(word, digits):
+    given = {"model": "net", "data": "images", "interpolation": word}
+    assert merge(EvalConfig, given).interpolation == word
+    card = replace(digits.card, interpolation=word)
+    assert preprocess(picture(9, 7), Preprocessing.of(card)).shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("size", [(300, 280), (280, 300), (256, 256), (90, 500)])

@@ -379,6 +379,8 @@ def test_a_wrong_class_count_is_said(tmp_path: Path) -> None:
         ("std", '{"a": 1}', "metadata std"),
         ("crop_pct", "inf", "crop_pct is"),
         ("interpolation", "bicubik", "did you mean 'bicubic'"),
+        # What timm trains with and cannot evaluate with; the file is named.
+        ("interpolation", "random", r"/s\.safetensors: timm:cifar_.*: interpolation is random; it"),
         ("class_names", '["only one"]', "class_names is"),
         ("data_free", "maybe", "metadata data_free"),
     ],

@@ -1,0 +1,74 @@
+"""What counts as a file, and what makes two runs the same although it moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamkd import identity, models
+from dreamkd.errors import RunError
+from dreamkd.inversion import invert
+from dreamkd.models import Classifier
+from dreamkd.runs import default_folder
+from tests.conftest import invert_config
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ("net.pkl", True),
+        ("net.safetensors", True),
+        ("folder/net", True),
+        ("./net", True),
+        ("net", False),
+        ("timm:resnet18", False),
+        ("resnet18.a1_in1k", False),  # weights of a name
+    ],
+)
+def test_what_does_not_lie_there_is_a_file_to_all_or_to_none(spec: str, path: bool) -> None:
+    assert (models.is_file(spec), identity.is_path(spec)) == (path, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now", "same"),
+    [
+        ("model", "a.pkl", "b.pkl", True),
+        ("model", "net", "/b/net", True),  # without an ending
+        ("model", "/b/net", "net", True),
+        ("model", "net", "/b/other", False),
+        ("model", "net", "other", False),  # names, as far as two words tell
+        ("model", "resnet18", "timm:resnet18", False),
+        ("verifier", ["a", "b"], ["x/a", "b"], True),
+        ("verifier", ["a", "b"], ["x/b", "b"], False),
+        ("data", "digits.tar", "sklearn:digits", False),
+        ("student", None, "a.pt", False),
+        ("classes", "net", "/b/net", False),  # no network
+    ],
+)
+def test_a_file_may_move(name: str, then: object, now: object, same: bool) -> None:
+    found = identity.differing({name: now}, then={name: then}, decided={name: then})
+    assert (found == []) is same
+
+
+def test_a_moved_file_without_an_ending_is_known_by_its_hash(
+    digits: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models.save(digits, "net")
+    made = invert(invert_config(model="net", out="run"))
+    Path("moved").mkdir()
+    Path("net").rename("moved/net")
+    assert invert(invert_config(model="moved/net", out="run")).images == made.images
+    models.save(models.with_new_head(digits, num_classes=10), "moved/net")
+    with pytest.raises(RunError, match="made with teacher"):
+        invert(invert_config(model="moved/net", out="run"))
+
+
+def test_a_default_folder_is_named_without_any_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ending in identity.FILES:
+        assert default_folder("invert", f"net{ending}", {}) == Path("runs/invert-net-1")
+    assert default_folder("invert", "net.pkl", {}) == Path("runs/invert-net-1")
