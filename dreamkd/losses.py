@@ -32,7 +32,7 @@ def r_feature(moments: Moments, stored: Stored, *, first_scale: float = 1.0) -> 
 
         sum_l ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
 
-    The seed prints sigma in Eq. 4 where its text and Eq. 6 mean the variance, used here.
+    Eq. 4 prints sigma where the text and Eq. 6 mean the variance, used here.
 
     Args:
         moments: of the batch, all batch-norm calls end to end, (C,), float32.
@@ -129,6 +129,16 @@ def l2(x: Tensor) -> Tensor:
 PRIORS: Mapping[str, Callable[[Tensor], Tensor]] = {"tv_l1": tv_l1, "tv_l2": tv_l2, "l2": l2}
 
 
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Log probabilities, log softmax(z / tau), of logits (B, classes): float32 (B, classes)."""
+    return F.log_softmax(logits.float() / temperature, dim=1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of rows of log probabilities (B, classes): (B,)."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
 def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
     """JS(p_T, p_S) of Eq. 8, per image, in log space.
 
@@ -142,12 +152,9 @@ def jensen_shannon(teacher: Tensor, student: Tensor, *, temperature: float = 1.0
         temperature: both are divided by it; 1 in Eq. 8, 3 in the released code.
     Returns: (B,), each within [0, ln 2].
     """
-    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
-    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p, log_q = softened(teacher, temperature), softened(student, temperature)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    kl_p = (log_p.exp() * (log_p - log_m)).sum(1)
-    kl_q = (log_q.exp() * (log_q - log_m)).sum(1)
-    return (kl_p + kl_q) / 2
+    return (_kl(log_p, log_m) + _kl(log_q, log_m)) / 2
 
 
 def competition(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -168,10 +175,9 @@ def agreed_divergence(teacher: Tensor, student: Tensor, *, temperature: float = 
         temperature: both are divided by it; 1 in the papers.
     Returns: (B,), <= 0.
     """
-    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
-    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p, log_q = softened(teacher, temperature), softened(student, temperature)
     agree = teacher.argmax(1) == student.argmax(1)
-    return -(agree * (log_p.exp() * (log_p - log_q)).sum(1))
+    return -(agree * _kl(log_p, log_q))
 
 
 #: `--competition-loss` -> function of the logits of teacher and student.
@@ -202,8 +208,7 @@ def distillation(teacher: Tensor, student: Tensor, *, temperature: float) -> Ten
         temperature: tau > 0.
     Returns: scalar >= 0.
     """
-    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
-    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_p, log_q = softened(teacher, temperature), softened(student, temperature)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -258,7 +263,7 @@ def distillation_from_sparse(
         teacher: k outputs of each image, at this temperature. student: logits (B, classes).
     Returns: scalar.
     """
-    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    log_q = softened(student, temperature)
     index, log_p = teacher.classes.long(), teacher.log_prob.float()
     p, kept = log_p.exp(), log_q.gather(1, index)
     first = _largest(index.shape[1])

@@ -6,17 +6,15 @@ does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dreamkd.engine import normalise, on_device
-from dreamkd.errors import ModelError
 from dreamkd.models import Classifier
 
 
@@ -141,52 +139,3 @@ def _logits(network: Classifier, images: Tensor) -> Tensor:
     card = network.card
     logits: Tensor = network.module(normalise(images, mean=card.mean, std=card.std))
     return logits
-
-
-@torch.inference_mode()
-def features(classifier: Classifier, images: Tensor) -> Tensor:
-    """What the last linear layer of a network is given, float32 (N, F), on the CPU.
-
-    Args: images: uint8 (N, C, H, W), as the network takes them.
-    Raises: ModelError: the network runs no linear layer.
-    """
-    found: list[Tensor] = []
-    device = next(classifier.module.parameters()).device
-
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0])
-
-    linear = [m for m in classifier.module.modules() if isinstance(m, nn.Linear)]
-    handles = [module.register_forward_pre_hook(record) for module in linear]
-    rows = []
-    try:
-        with on_device(classifier.module, device):
-            for chunk in torch.split(images, 256):
-                found.clear()
-                _logits(classifier, chunk.to(device))
-                if not found:
-                    raise ModelError(f"{classifier.card.architecture} runs no linear layer")
-                rows.append(found[-1].flatten(1).float().cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.cat(rows)
-
-
-def intra_class_similarity(rows: Tensor, labels: Tensor) -> float:
-    """How alike images of one class are: the mean cosine similarity of pairs, over all classes.
-
-    Args:
-        rows: features (N, F).
-        labels: int64 (N,); classes of a single image are left out.
-    Returns: within [-1, 1]; lower is more diverse. NaN where no class has two images.
-    """
-    unit = torch.nn.functional.normalize(rows, dim=1)
-    values = []
-    for label in torch.unique(labels):
-        own = unit[labels == label]
-        n = len(own)
-        if n > 1:
-            # The norm of the sum squared holds every ordered pair, and n times 1 for itself.
-            values.append((own.sum(0).square().sum() - n) / (n * (n - 1)))
-    return float(torch.stack(values).mean()) if values else math.nan

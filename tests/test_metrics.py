@@ -7,15 +7,9 @@ import torch
 
 from dreamkd import models
 from dreamkd.engine import normalise
-from dreamkd.metrics import (
-    Accuracy,
-    Agreement,
-    features,
-    intra_class_similarity,
-    measure,
-    top_k_hits,
-)
+from dreamkd.metrics import Accuracy, Agreement, measure, top_k_hits
 from dreamkd.models import Classifier
+from tests.benchmarks.diversity import features, intra_class_similarity
 
 LOGITS = torch.tensor(
     [

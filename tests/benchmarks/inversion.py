@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from dreamkd import formats, models
-from dreamkd.engine import normalise
-from dreamkd.metrics import features, intra_class_similarity, measure
+from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
 from tests.benchmarks.commands import labelled, load, run
+from tests.benchmarks.diversity import features, intra_class_similarity, recognised
 from tests.benchmarks.environment import describe
 
 
@@ -57,14 +57,6 @@ class Bench:
         cells.append(f"{intra_class_similarity(seen, labels):.3f}")
         cells.append(f"{intra_class_similarity(seen[right], labels[right]):.3f}")
         return cells
-
-
-@torch.inference_mode()
-def recognised(judge: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether `judge` sees in each of the uint8 images (N, C, H, W) what its label says; (N,)."""
-    mean, std = judge.card.mean, judge.card.std
-    logits = [judge.module(normalise(part, mean=mean, std=std)) for part in images.split(500)]
-    return torch.cat(logits).argmax(1) == labels
 
 
 def drawn(real: Tensor, truth: Tensor, *, size: int, draws: int) -> list[tuple[Tensor, Tensor]]:
