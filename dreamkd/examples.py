@@ -13,11 +13,12 @@ from torch import Tensor
 from dreamkd.data import Preprocessing, check_classes, check_labels, open_images, stack
 from dreamkd.engine import require_memory, spare_bytes
 from dreamkd.events import OnEvent, ignore
+from dreamkd.identity import RESOLVED
+from dreamkd.manifest import run_of
 from dreamkd.models import Classifier
 from dreamkd.samples import pixels_sha256
 
 #: Which file of a run folder says what the run is.
-_IDENTITY = "resolved.json"
 
 
 class Examples(NamedTuple):
@@ -89,19 +90,12 @@ def is_data_free(spec: str) -> bool:
         in it, or a glob of tars.
     """
     paths = [Path(spec)] if Path(spec).exists() else [Path(name) for name in glob.glob(spec)]
-    return bool(paths) and all(_is_data_free(_run_of(path)) for path in paths)
-
-
-def _run_of(path: Path) -> Path:
-    """The folder of the run that a path names, or names the images of."""
-    folder = (path.parent if path.is_file() else path).absolute()
-    holds_images = folder.name in ("shards", "images") and not (folder / _IDENTITY).exists()
-    return folder.parent if holds_images else folder
+    return bool(paths) and all(_is_data_free(run_of(path)) for path in paths)
 
 
 def _is_data_free(run: Path) -> bool:
     try:
-        resolved = json.loads((run / _IDENTITY).read_text(encoding="utf-8"))
+        resolved = json.loads((run / RESOLVED).read_text(encoding="utf-8"))
         free = resolved.get("student_data_free", True) and not resolved["config"].get("data")
         return bool(free)
     except (OSError, ValueError, KeyError, AttributeError):

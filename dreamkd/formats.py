@@ -64,7 +64,7 @@ def read_run(folder: str | Path) -> Iterator[tuple[Tensor, int, dict[str, Any]]]
         DataError: it is no run folder, or an image is missing or damaged.
     """
     run = Path(folder)
-    listed = manifest.read(run / "manifest.jsonl")
+    listed = manifest.read(run / manifest.FILE)
     files: Format = Folders(run) if any(map(Folders.names.fullmatch, listed)) else Tars(run)
     for k, shard in manifest.numbered(listed, files.names):
         files.verify(k, shard)

@@ -13,6 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+#: The file of a run folder that says what the run is.
+RESOLVED = "resolved.json"
+
 #: Settings that may be paths, of what a run keeps hashes of.
 BY_CONTENT = ("model", "teacher", "student", "bn_prior", "verifier", "data", "labels")
 

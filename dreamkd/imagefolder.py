@@ -7,7 +7,7 @@
 The record file holds the hash of every PNG, so that its own SHA-256, which the manifest records,
 vouches for the whole batch; `sha256sum` can check both. It is written first and the PNGs after it:
 whatever a killed process leaves in `images/` is named by a record file, and a batch counts only
-when its manifest line is there. This is the only file that knows the layout. Reading treats all of
+when its manifest line is there. Only this file knows what lies in a record. Reading treats all of
 it as hostile: no name leads out of `images/`, every size is bounded.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dreamkd import manifest
 from dreamkd.errors import DataError, said
 from dreamkd.files import make_folders, remove, sha256_file, write_all, write_atomically
 from dreamkd.manifest import Shard
@@ -80,8 +81,8 @@ class Folders:
 
     def __init__(self, run: Path, folders: Sequence[str] = ()) -> None:
         """`folders`: the class folders' names by label; to read, none are needed."""
-        self.images = run / "images"
-        self.records = run / "records"
+        self.images = run / manifest.IMAGES
+        self.records = run / manifest.RECORDS
         self._folders = folders
 
     def prepare(self) -> None:

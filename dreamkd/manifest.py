@@ -1,4 +1,4 @@
-"""The manifest of a run: one line per finished batch, appended durably.
+"""The manifest of a run, and where it lists what: one line per finished batch, appended durably.
 
 A line torn by a crash counts as not written; any other damage is refused, since everything that a
 run trusts follows from its manifest.
@@ -15,12 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from dreamkd.errors import DataError, RunError
+from dreamkd.errors import DataError, RunError, said
 from dreamkd.files import sync_folder, write_atomically
+from dreamkd.identity import RESOLVED
+
+#: The manifest's name in a run folder.
+FILE = "manifest.jsonl"
+
+#: Folders of a run: its shards; or its class folders, and what its batches are.
+SHARDS, IMAGES, RECORDS = "shards", "images", "records"
 
 _TAIL = 4096
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a path names: itself, that of its images, or a tar in either."""
+    folder = (path.parent if path.is_file() else path).absolute()
+    inside = folder.name in (SHARDS, IMAGES) and not (folder / RESOLVED).exists()
+    return folder.parent if inside else folder
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+        raise RunError(f"cannot write {path}: {said(error)}") from error
 
 
 def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -84,7 +98,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         complete = _complete(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {said(error)}") from error
     lines = []
     for number, text in enumerate(complete.splitlines(), start=1):
         try:

@@ -18,7 +18,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,26 @@ from torch import Tensor
 
 from dreamkd import manifest, states
 from dreamkd.errors import DataError, ModelError, RunError, said
-from dreamkd.events import Event, Every, Hint, OnEvent, Progress, ignore
-from dreamkd.files import exists, lock, part_of, read_json, remove, remove_torn, write_atomically
-from dreamkd.identity import apart, as_json, differing, differing_versions, is_path
-
-#: Seconds between two writes of progress.json, and between two points of its curve in events.jsonl.
-_SHOWN, _POINT = 2.0, 30.0
+from dreamkd.events import Event, Hint, OnEvent, ignore
+from dreamkd.files import exists, lock, read_json, remove, remove_torn, write_atomically
+from dreamkd.identity import (
+    RESOLVED,
+    apart,
+    as_json,
+    differing,
+    differing_versions,
+    is_path,
+)
+from dreamkd.log import Log
 
 #: Letters of the model in the name of a default folder, at most: a file system takes 255 in all.
 _STEM = 100
 
 #: What a run writes into its folder; anything else that lies there is left alone.
 _OURS = (
-    *("manifest.jsonl", "result.json", "events.jsonl", "progress.json", "seconds.json", "env.json"),
-    "contact-sheet.png",
-    *("shards", "images", "records", "labels", "student.safetensors", "state-*.safetensors"),
+    *(manifest.FILE, "result.json", "events.jsonl", "progress.json", "seconds.json", "env.json"),
+    *(manifest.SHARDS, manifest.IMAGES, manifest.RECORDS, "labels", "contact-sheet.png"),
+    *("student.safetensors", "state-*.safetensors"),
 )
 
 
@@ -49,7 +53,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.resolved: dict[str, Any] | None = read_json(folder / "resolved.json")
+        self.resolved: dict[str, Any] | None = read_json(folder / RESOLVED)
         identity = self.resolved
         if identity is not None and not all(
             isinstance(identity.get(part), dict) for part in ("requested", "config")
@@ -58,7 +62,6 @@ class Run:
         # A damaged manifest is refused here, before the work.
         self.images = sum({line["batch"]: line["count"] for line in self.lines}.values())
         self.advanced = False  # by this process: the next one begins later than it did
-        self._shown, self._points = Every(_SHOWN), Every(_POINT)
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
         """Whether the folder holds this very run; False if it is new.
@@ -77,7 +80,7 @@ class Run:
 
     def settle(self, resolved: Mapping[str, Any]) -> None:
         """Write the run's identity."""
-        write_atomically(self.folder / "resolved.json", _pretty(resolved))
+        write_atomically(self.folder / RESOLVED, _pretty(resolved))
         self.resolved = dict(resolved)
         environment = {
             "host": platform.node(),
@@ -119,7 +122,7 @@ class Run:
 
         Raises: RunError: it is damaged.
         """
-        path = self.folder / "manifest.jsonl"
+        path = self.folder / manifest.FILE
         try:
             lines = manifest.read_lines(path) if path.exists() else []
         except DataError as error:
@@ -130,12 +133,12 @@ class Run:
 
     def add_line(self, line: Mapping[str, Any]) -> None:
         """Append one line to the manifest, durably; the shard it names is already in place."""
-        manifest.append(self.folder / "manifest.jsonl", line)
+        manifest.append(self.folder / manifest.FILE, line)
 
     def keep_lines(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Make the manifest these lines and no other."""
         if lines != self.lines:
-            manifest.write(self.folder / "manifest.jsonl", lines)
+            manifest.write(self.folder / manifest.FILE, lines)
 
     def save_state(
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -193,24 +196,14 @@ class Run:
 
     def listener(self, on_event: OnEvent) -> OnEvent:
         """`on_event`, with a copy of every event in the folder from when it is a run."""
+        log = Log(self.folder)
 
         def listen(event: Event) -> None:
             if self.resolved is not None:
-                with suppress(OSError):  # no room for the log is no reason to stop
-                    self._log(event)
+                log(event)
             on_event(event)
 
         return listen
-
-    def _log(self, event: Event) -> None:
-        now = time.time()
-        line = {"event": type(event).__name__, "time": now, **asdict(event)}
-        ended = isinstance(event, Progress) and event.done == event.total
-        if isinstance(event, Progress) and (self._shown.due(now) or ended):
-            _replace(self.folder / "progress.json", line)
-        if not isinstance(event, Progress) or self._points.due(now) or ended:
-            with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
 
 
 @contextmanager
@@ -239,7 +232,7 @@ def open_run(folder: Path) -> Iterator[Run]:
             os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
         yield Run(folder)
     finally:
-        if new and not (folder / "resolved.json").exists():
+        if new and not (folder / RESOLVED).exists():
             with suppress(OSError):  # refused before it became a run: nothing is left behind
                 (folder / ".lock").unlink()
                 folder.rmdir()
@@ -251,7 +244,7 @@ def _refuse_foreign(folder: Path) -> None:
 
     Raises: RunError: something does, and no run of ours.
     """
-    if (folder / "resolved.json").exists():
+    if (folder / RESOLVED).exists():
         return
     found = [
         path.name
@@ -273,7 +266,7 @@ def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Pa
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)[:_STEM]
     number = 1
     while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
-        resolved = read_json(folder / "resolved.json")
+        resolved = read_json(folder / RESOLVED)
         same = resolved is not None and resolved.get("requested") == as_json(requested)
         if same and not (folder / "result.json").exists():
             return folder
@@ -288,10 +281,3 @@ def _pretty(value: Mapping[str, Any]) -> bytes:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _replace(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file that may be lost in a crash: no fsync."""
-    part = part_of(path)
-    part.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -2,8 +2,8 @@
 
 A shard is one batch: for every image `KEY.png`, `KEY.cls` (the label in decimal) and `KEY.json`
 (its record, sorted keys), in that order, under constant ustar headers (mode 0644, no owner, time
-0). This is the only file that knows the layout. Reading treats a shard as hostile: nothing is
-extracted, every size is bounded, every PNG chunk's CRC is checked.
+0). Only this file knows what is in a shard. Reading treats it as hostile: nothing is extracted,
+every size is bounded, every PNG chunk's CRC is checked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from dreamkd import manifest
 from dreamkd.errors import DataError
 from dreamkd.files import make_folders, remove, sha256_file, write_atomically
 from dreamkd.manifest import Shard
@@ -116,7 +117,7 @@ class Tars:
     names = re.compile(r"shard-([0-9]{6,9})\.tar")
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / "shards"
+        self.folder = run / manifest.SHARDS
 
     def prepare(self) -> None:
         """Make the folder.

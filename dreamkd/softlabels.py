@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from dreamkd import states
 from dreamkd.errors import ConfigError, DataError, ModelError, said
 from dreamkd.files import make_folders
+from dreamkd.identity import RESOLVED
 from dreamkd.losses import SparseOutputs
 
 #: Student steps in one file.
@@ -121,7 +122,7 @@ def require_same(run: Path, now: Mapping[str, Any]) -> Kept:
         DataError: one of their files is damaged.
     """
     try:
-        resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
+        resolved = json.loads((run / RESOLVED).read_text(encoding="utf-8"))
         then = {**resolved["config"], **resolved}
         then |= {f"teacher_{name}": resolved["teacher"][name] for name in CARD}
         then |= {f"{name}_version": resolved["versions"][name] for name in DRAWN_BY}

@@ -234,7 +234,7 @@ def test_events_and_progress_are_copied_beside_the_facts(
         listen = run.listener(heard.append)
         listen(said[0])
         for event, now in zip(said[1:], times.values(), strict=True):
-            monkeypatch.setattr("dreamkd.runs.time.time", lambda now=now: now)
+            monkeypatch.setattr("dreamkd.log.time.time", lambda now=now: now)
             listen(event)
             newest.append(json.loads((folder / "progress.json").read_text())["done"])
     assert heard == said

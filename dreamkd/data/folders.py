@@ -31,12 +31,11 @@ def open_path(spec: str) -> PictureFiles:
     """
     path = Path(spec)
     if path.is_dir():
-        named = _named(path)
-        for run in (*([named.parent] if named.name == "images" else []), path):
-            if (run / "images").is_dir() and (run / "records").is_dir():
+        for run in (manifest.run_of(path), path):
+            if (run / manifest.IMAGES).is_dir() and (run / manifest.RECORDS).is_dir():
                 return _open_run_of_folders(run)
-        # `dreamkd invert` puts its tars into shards/ of the run folder
-        inside = path / "shards" if (path / "shards").is_dir() else path
+        shards_of_run = path / manifest.SHARDS
+        inside = shards_of_run if shards_of_run.is_dir() else path
         tars = sorted(inside.glob("*.tar"))
         if inside is not path and not tars:
             raise DataError(f"{inside} holds no shards yet; run the command that makes them again")
@@ -55,8 +54,9 @@ def open_path(spec: str) -> PictureFiles:
 def _require_files(spec: str, found: Sequence[Path]) -> None:
     """Raises: DataError: a glob names something else than tars, such as the folders of runs."""
     for path in found:
-        if (path / "shards").is_dir():
-            raise DataError(f"{spec} names runs; write '{spec.rstrip('/')}/shards/*.tar'")
+        if (path / manifest.SHARDS).is_dir():
+            tars = f"{spec.rstrip('/')}/{manifest.SHARDS}/*.tar"
+            raise DataError(f"{spec} names runs; write '{tars}'")
         if path.exists() and not path.is_file():
             raise DataError(f"{spec} names {path}, which is no tar; name one folder, or tars alone")
 
@@ -99,7 +99,7 @@ def _open_run_of_folders(run: Path) -> PictureFiles:
     Raises:
         DataError: an image is not as the manifest says, or is none of the run's.
     """
-    files, path = Folders(run), run / "manifest.jsonl"
+    files, path = Folders(run), run / manifest.FILE
     listed = manifest.read(path) if path.is_file() else {}
     if not listed:
         raise DataError(f"{run} holds no images yet; run the command that makes them again")
@@ -199,7 +199,8 @@ def _check_manifests(tars: Sequence[Path], *, whole: bool) -> bool:
         DataError: a tar is not the one that its manifest lists, or `whole` and one is missing.
     """
     manifests: dict[Path, dict[str, manifest.Shard]] = {}
-    listed = [(tar, path) for tar in tars if (path := _manifest(tar)).is_file()]
+    beside = [(tar, manifest.run_of(tar) / manifest.FILE) for tar in tars]
+    listed = [(tar, path) for tar, path in beside if path.is_file()]
     for tar, path in listed:
         if path not in manifests:
             manifests[path] = manifest.read(path)
@@ -223,18 +224,6 @@ def _require_all(tars: Sequence[Path], path: Path, known: Mapping[str, manifest.
             f"{tars[0].with_name(missing[0])} is missing although {path} lists it{others}; the "
             "run's own command makes it again"
         )
-
-
-def _manifest(tar: Path) -> Path:
-    """Where the manifest is that lists a tar, if there is one."""
-    folder = _named(tar.parent)
-    run = folder.parent if folder.name == "shards" else tar.parent
-    return run / "manifest.jsonl"
-
-
-def _named(folder: Path) -> Path:
-    """The same folder by a path that says its name, which `.` does not."""
-    return folder if folder.name else folder.absolute()
 
 
 def _is_picture(name: str) -> bool:
