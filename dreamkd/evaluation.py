@@ -70,7 +70,7 @@ def evaluate(
         device: where both networks run.
         precision: "fp32", or "bf16" or "fp16" autocast; logits are compared in float32.
         batch_size: images in a forward pass; no result depends on it.
-        workers: threads that decode; None for one per CPU.
+        workers: threads that decode; None for one per CPU, at most 16.
         on_event: told of `Progress` after every batch.
 
     Raises:

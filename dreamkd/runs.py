@@ -49,7 +49,10 @@ _OURS = (
 
 
 class Run:
-    """A locked run folder; `images` were there when it was opened, by the manifest."""
+    """A run folder; `images` were there when it was opened, by the manifest.
+
+    One process opens it by `open_run`, which locks it; those that help it are told its folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

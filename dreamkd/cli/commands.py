@@ -49,7 +49,7 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
     if workers.world > 1 and command not in _SHARED:
         raise ConfigError(f"{command} is the work of one process: run it without torchrun")
     with _silent(config.quiet), display(quiet=config.quiet, live=workers.leads) as on_event:
-        _require_usable_cache(on_event)
+        _drop_unusable_cache(on_event)
         if config.verbose and workers.leads:
             for field in ordered(type(config)):
                 on_event(Note(f"{field.name} = {getattr(config, field.name)}"))
@@ -159,7 +159,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("No CUDA runtime is found")
 
 
-def _require_usable_cache(on_event: OnEvent) -> None:
+def _drop_unusable_cache(on_event: OnEvent) -> None:
     """Leave the compiler's cache where torch puts it by itself if it cannot be where it should.
 
     torch makes the folder when it is imported, and cannot be imported where that fails.
