@@ -128,8 +128,8 @@ class Workers:
         with _missed():
             distributed.all_reduce(whole)
         parts = torch.split(whole / self.world, [tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        means = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
+        torch._foreach_copy_(list(tensors), means)
 
     def all_of(self, rows: Tensor) -> Tensor:
         """The parts of all processes, in the order of `part`; all call this at the same time.

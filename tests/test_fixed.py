@@ -83,6 +83,26 @@ def test_what_the_compiler_sees_is_what_torch_s_kernel_computes(
         assert float((a.float() - b.float()).norm() / b.float().norm()) < 1e-2
 
 
+def test_the_gradient_of_half_precision_keeps_its_layout_and_needs_no_input() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(8).eval().requires_grad_(False)
+    for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        assert tensor is not None
+        tensor.uniform_(0.5, 2, generator=generator)
+    x, g = (torch.randn((4, 8, 6, 6), generator=generator).bfloat16() for _ in range(2))
+    x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
+    (wanted,) = torch.autograd.grad(norm(x.requires_grad_()), x, g)
+    made = nn.Sequential(copy.deepcopy(norm))
+    FixedNorm.take_over(made[0])
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = made(x)
+    (found,) = torch.autograd.grad(y, x, g)
+    assert torch.equal(found, wanted)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert saved == []
+
+
 def test_the_original_is_left_alone() -> None:
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -80,6 +80,7 @@ def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S
     )
     monkeypatch.setattr(replay.torch, "cuda", fake)
     monkeypatch.setattr(replay, "spare_bytes", lambda device: ROOM)
+    monkeypatch.setattr(replay, "_failed", set())
     return made
 
 
@@ -150,6 +151,15 @@ def test_a_recording_that_failed_keeps_nothing(device: SimpleNamespace) -> None:
     finally:
         gc.enable()
     assert device.resets == 1
+
+
+def test_after_a_recording_that_failed_no_other_is_tried(device: SimpleNamespace) -> None:
+    for fails, calls in ((True, WARM_UP + 1), (False, 2 * WARM_UP)):
+        device.step = Step(fails=fails)
+        wanted = Replay(device.step, device="cuda:0", on_event=lambda event: None)
+        for k in range(calls):
+            ask(wanted, k, torch.ones(2))
+        assert len(device.step.calls) == calls
 
 
 def test_recordings_share_their_room(device: SimpleNamespace) -> None:

@@ -85,8 +85,8 @@ class FixedNorm(nn.Module):
         """(B, C, ...) -> the same shape and precision, computed in float32."""
         x, half = input, input.dtype != torch.float32
         if half and not torch.compiler.is_compiling():
-            mean, var = self.running_mean, self.running_var
-            y = F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+            norm = self.running_mean, self.running_var, self.weight, self.bias, self.eps
+            y: Tensor = _Norm.apply(x, *norm)
         else:
             centre, scale, shift = self.centre, self.scale, self.shift
             if x.ndim != 4:
@@ -98,6 +98,30 @@ class FixedNorm(nn.Module):
         after: Any = self.after
         out: Tensor = after(y) if len(after) else y
         return out
+
+
+class _Norm(torch.autograd.Function):
+    """torch's batch norm in eval mode, whose gradient keeps the layout of what it is of.
+
+    It is linear in x, so that its backward pass is itself without mean and bias. torch's own saves
+    x for it, and on CUDA gives the gradient of half precision back with the channels first.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        _, _, ctx.var, ctx.weight, _, ctx.eps = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        nothing = torch.zeros_like(ctx.var)
+        back = F.batch_norm(gradient, nothing, ctx.var, ctx.weight, None, eps=ctx.eps)
+        return back, None, None, None, None, None
 
 
 @functools.cache

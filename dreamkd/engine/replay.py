@@ -50,6 +50,9 @@ class _Kind:
     size: int = 0  # bytes that a call took
 
 
+#: Devices on which a recording failed: of some versions of torch the next one would fail for that.
+_failed: set[torch.device] = set()
+
 _alive: WeakSet[_Recording[Any]] = WeakSet()
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -82,7 +85,7 @@ class Replay(Generic[Outputs]):
         recording = self._recordings.get(key)
         if recording is None:
             kind = self._kind(key)
-            if kind is None or self._refused:
+            if kind is None or self._refused or self._device in _failed:
                 return self._step(*inputs)
             if kind.calls < WARM_UP:
                 return self._warm_up(kind, inputs)
@@ -148,6 +151,7 @@ class Replay(Generic[Outputs]):
         if reason:  # outside of the handler, whose traceback keeps the tensors of the step alive
             with suppress(RuntimeError):  # of a graph that was not even begun
                 graph.reset()
+            _failed.add(device)
             self._refuse(reason)
             return None
         seen = [(leaf, leaf._version) for leaf in given if isinstance(leaf, Tensor)]
@@ -168,14 +172,14 @@ def _waits() -> Iterator[list[str]]:
     found: list[str] = []
     others: list[warnings.WarningMessage] = []
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode(before)
-        for one in said:
+        for one in heard:
             if "synchronizing CUDA" in str(one.message):
                 found.append(str(one.message))
             elif "Synchronization debug mode" not in str(one.message):
