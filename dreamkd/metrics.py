@@ -74,6 +74,10 @@ class Accuracy:
         return list(zip(self._counts.tolist(), self._hits.tolist(), strict=True))
 
 
+#: Images measured at once: no more, since a large network in float32 needs much for each.
+_CHUNK = 64
+
+
 class Agreement:
     """Share of images on which two networks have the same largest logit."""
 
@@ -101,7 +105,6 @@ class Measurement:
     agreement: float | None
 
 
-@torch.inference_mode()
 def measure(
     classifier: Classifier,
     images: Tensor,
@@ -115,7 +118,7 @@ def measure(
     Args:
         images: uint8 (N, C, H, W), as both networks take them.
         labels: int64 (N,).
-        on_batch: called before every 500 images; may raise to stop.
+        on_batch: called before every chunk of images; may raise to stop.
     """
     device = next(classifier.module.parameters()).device
     networks = [classifier] if teacher is None else [classifier, teacher]
@@ -124,9 +127,11 @@ def measure(
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(on_device(network.module, device))
-        for start in range(0, len(images), 500):
+        # Within: weights that are moved in inference mode can never be trained again.
+        stack.enter_context(torch.inference_mode())
+        for start in range(0, len(images), _CHUNK):
             on_batch()
-            part = slice(start, start + 500)
+            part = slice(start, start + _CHUNK)
             logits = [_logits(network, images[part].to(device)) for network in networks]
             for accuracy, given in zip(accuracies, logits, strict=True):
                 accuracy.add(given, labels[part].to(device))

@@ -10,7 +10,7 @@ import torch
 from dreamkd import manifest, models
 from dreamkd.config import settle
 from dreamkd.distillation import distill
-from dreamkd.engine import LOOK, Runtime
+from dreamkd.engine import LOOK, Runtime, fixed
 from dreamkd.engine.replay import WARM_UP, Replay
 from dreamkd.events import Event, ignore
 from dreamkd.examples import Examples
@@ -130,6 +130,67 @@ def test_what_cannot_be_recorded_is_called_as_it_is() -> None:
     assert [event.text for event in heard] == [
         "running without CUDA graphs: a step waits for the GPU"
     ]
+
+
+def test_after_a_recording_that_failed_nothing_else_is_recorded_or_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dreamkd.engine.replay._failed", set())
+    heard: list[Event] = []
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return x * float(x.sum()) if torch.cuda.is_current_stream_capturing() else x * x.sum()
+
+    first, second = (Replay(f, device="cuda:0", on_event=heard.append) for f in (step, torch.neg))
+    for k in range(3 * WARM_UP):
+        x = torch.full((2,), float(k), device="cuda:0")
+        assert torch.equal(first(x), x * 2 * k)
+        assert torch.equal(second(x), -x)
+    assert len(heard) == 1
+    assert not second._recordings
+    del first
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_gradient_of_a_norm_keeps_its_layout_on_a_gpu(precision: str) -> None:
+    runtime = Runtime("cuda:0", precision, 1)
+    norm = torch.nn.BatchNorm2d(8).eval()
+    assert norm.running_var is not None
+    norm.running_var.fill_(4.0)
+    made = fixed(norm, runtime=runtime, input_size=(8, 6, 6))
+    x = torch.randn(4, 8, 6, 6, device="cuda:0", dtype=runtime.dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    (found,) = torch.autograd.grad(made(x).sum(), x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - 0.5).abs().max() < 0.01
+
+
+def test_a_teacher_of_the_caller_can_learn_after_it_was_measured(
+    digits: Classifier, tmp_path: Path
+) -> None:
+    teacher = digits.copy()
+    config = distill_config(out=str(tmp_path), device="cuda", eval_data="sklearn:digits")
+    distill(config, teacher=teacher)
+    assert not any(parameter.is_inference() for parameter in teacher.module.parameters())
+    teacher.module(torch.zeros(2, 1, 16, 16)).sum()
+
+
+def test_what_is_compiled_is_what_is_computed(digits: Classifier) -> None:
+    """Compiled and recorded: the gradient of the step that is called as it is."""
+    found, heard = [], list[Event]()
+    for compiled in ("off", "on"):
+        config = settle(
+            invert_config(device="cuda:0", image_steps=6, r_feature=1.0, compile=compiled),
+            input_size=digits.card.input_size,
+        )
+        runtime = Runtime.settle(config)
+        with Synthesiser.of(digits, config, runtime=runtime, on_event=heard.append) as synthesiser:
+            batch = synthesiser.batch(torch.arange(20) % 10, generator=generator_for(0, "b", 0))
+        found.append(batch)
+    assert heard == []
+    assert found[0].r_feature == pytest.approx(found[1].r_feature, rel=0.02)
+    assert (found[0].images.int() - found[1].images.int()).abs().float().mean() < 0.5
 
 
 def test_images_and_students_come_out_on_a_gpu_as_on_the_cpu(digits: Classifier) -> None:

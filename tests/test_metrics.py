@@ -104,3 +104,19 @@ def test_a_teacher_is_measured_beside_on_the_same_images(digits: Classifier) -> 
     assert [both.top1, both.teacher_top1] == [one.top1 for one in alone]
     assert both.top1 != both.teacher_top1
     assert alone[0].teacher_top1 is None
+
+
+def test_what_was_measured_can_still_learn(digits: Classifier) -> None:
+    """Weights that are moved, as to another device and home again, stay tensors like others."""
+
+    class Moving(torch.nn.Sequential):
+        def to(self, *_: object) -> "Moving":
+            for parameter in self.parameters():
+                parameter.data = parameter.data.clone()
+            return self
+
+    moving = Classifier(Moving(digits.copy().module), digits.card)
+    images = torch.zeros((2, 1, 16, 16), dtype=torch.uint8)
+    measure(digits, images, torch.tensor([0, 1]), teacher=moving)
+    assert not any(parameter.is_inference() for parameter in moving.module.parameters())
+    moving.module(torch.zeros(2, 1, 16, 16)).sum().backward()
