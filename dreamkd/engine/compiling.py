@@ -39,8 +39,9 @@ def worth_compiling(calls: Sequence[Call], work: Work, *, device: str) -> bool:
     A rule, not a timing: the decision must be the same in every run of the same command. Measured
     on two CPU cores, with nothing cached: compiling a graph costs about 15 s and another for each
     batch-norm layer, and saves about 6 ns per element that flows into one. On CUDA, where a step is
-    launched as one graph either way, it saves memory traffic, by an estimate 0.03 ns per element. A
-    job that fills a given time is compiled where that costs it no more than a fifth.
+    launched as one graph either way if there is room, it saves memory traffic, by an estimate
+    0.03 ns per element. A job that fills a given time is compiled where that costs it no more than
+    a fifth.
 
     Args:
         calls: the batch-norm calls of a forward pass on one image.

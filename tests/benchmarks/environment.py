@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from dreamkd.events import Event, Hint
 
 
 def describe() -> str:
@@ -17,6 +20,12 @@ def describe() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
     return f"{commit}{changed}; {device}, {torch.get_num_threads()} threads; {packages}"
+
+
+def tell(event: Event) -> None:
+    """Hints on stderr: what is timed may run in another way than its row says."""
+    if isinstance(event, Hint):
+        print(f"hint: {event.text}", file=sys.stderr, flush=True)
 
 
 def _processor() -> str:

@@ -27,13 +27,12 @@ from torch.nn import functional as F
 from dreamkd import models
 from dreamkd.config import InvertConfig, merge, settle
 from dreamkd.engine import Runtime, fixed
-from dreamkd.events import ignore
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
 from tests.benchmarks import plain
-from tests.benchmarks.environment import describe
+from tests.benchmarks.environment import describe, tell
 
 #: Makes one block: runs that many steps, returns seconds per step.
 Block = Callable[[int], float]
@@ -105,7 +104,13 @@ def ours_block(case: Case, stack: ExitStack, *, precision: str, compiled: bool) 
     config = settings(case, precision=precision)
     synthesiser = stack.enter_context(
         Synthesiser(
-            Objective(network(case), config, runtime=Runtime.settle(config), compiled=compiled)
+            Objective(
+                network(case),
+                config,
+                runtime=Runtime.settle(config),
+                compiled=compiled,
+                on_event=tell,
+            )
         )
     )
     labels = torch.arange(case.batch) % 10
@@ -145,7 +150,7 @@ def floor_block(case: Case, *, precision: str, compiled: bool) -> Block:
             value = function(leaf, labels)
         return torch.autograd.grad(value, leaf)[0]
 
-    launch = runtime.replayed(step, on_event=ignore)
+    launch = runtime.replayed(step, on_event=tell)
 
     def loop() -> Iterator[None]:
         while True:

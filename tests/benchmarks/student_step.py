@@ -18,10 +18,9 @@ import torch
 from dreamkd import losses
 from dreamkd.config import DistillConfig, merge, settle
 from dreamkd.engine import Runtime, fixed
-from dreamkd.events import ignore
 from dreamkd.examples import Examples
 from dreamkd.training import Training
-from tests.benchmarks.environment import describe
+from tests.benchmarks.environment import describe, tell
 from tests.benchmarks.step import CPU, GPU, HEAD, Block, Case, measure, network, row, summary, timed
 
 #: Images to draw from.
@@ -39,7 +38,7 @@ def settings(case: Case, *, precision: str, compiled: bool) -> DistillConfig:
 def ours_block(case: Case, stack: ExitStack, config: DistillConfig) -> Block:
     """`Training`, over so many steps."""
     runtime = Runtime.settle(config)
-    training = Training(network(case), network(case), config, runtime=runtime)
+    training = Training(network(case), network(case), config, runtime=runtime, on_event=tell)
     stack.enter_context(training)
     images = torch.randint(0, 256, (BANK, 3, case.size, case.size), dtype=torch.uint8)
     examples = Examples(images, torch.arange(BANK) % 10).near(case.device)
@@ -80,7 +79,7 @@ def floor_block(case: Case, config: DistillConfig) -> Block:
         value.backward()
         return [p.grad for p in student.parameters()]
 
-    launch = runtime.replayed(step, on_event=ignore)
+    launch = runtime.replayed(step, on_event=tell)
 
     def loop() -> Iterator[None]:
         while True:
