@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from dreamkd.moments import computed
+from dreamkd.moments import materialised
 
 
 class Roll(NamedTuple):
@@ -67,7 +67,7 @@ def _sources(
     height, width = images.shape[2:]
     h, w = (torch.arange(n, device=images.device) for n in (height, width))
     w = torch.where(mirrored[:, None] > 0, width - 1 - w, w)
-    return computed((h - down[:, None]) % height), computed((w - right[:, None]) % width)
+    return materialised((h - down[:, None]) % height), materialised((w - right[:, None]) % width)
 
 
 def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

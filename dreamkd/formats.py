@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dreamkd import manifest
-from dreamkd.imagefolder import Folders, class_folders
+from dreamkd.imagefolder import Folders, folder_names
 from dreamkd.manifest import Shard
 from dreamkd.samples import Sample, decode
 from dreamkd.shards import Tars
@@ -47,7 +47,7 @@ class Format(Protocol):
 #: By the name that `--format` takes: the format in a run folder, for class names by label.
 FORMATS: dict[str, Callable[[Path, Sequence[str]], Format]] = {
     "shards": lambda run, _: Tars(run),
-    "folder": lambda run, class_names: Folders(run, class_folders(class_names)),
+    "folder": lambda run, class_names: Folders(run, folder_names(class_names)),
 }
 
 

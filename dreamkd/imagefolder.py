@@ -47,7 +47,7 @@ _CLASS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _LONGEST_NAME = 80  # of a class in a folder's name
 
 
-def class_folders(class_names: Sequence[str]) -> list[str]:
+def folder_names(class_names: Sequence[str]) -> list[str]:
     """Names of the class folders, by label: file-safe, unique, in alphabetical order.
 
     Loaders number class folders alphabetically, so this order must be that of the labels. Names

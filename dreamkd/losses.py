@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamkd.moments import Moments, Stored, computed, distances
+from dreamkd.moments import Moments, Stored, distances, materialised
 
 
 def classification(logits: Tensor, labels: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class _Variation(torch.autograd.Function):
         # Zeros (left, right, above, below) that put a difference at its end, and at its start.
         ends = (s, 0, 0, 0), (0, 0, 1, 0), (s, 0, 1, 0), (s, 0, 0, 1)
         starts = (0, s, 0, 0), (0, 0, 0, 1), (0, s, 0, 1), (0, s, 1, 0)
-        factors = computed(torch.where(norms > 0, gradient / norms, 0))[:, :, None, None, None]
+        factors = materialised(torch.where(norms > 0, gradient / norms, 0))[:, :, None, None, None]
         total = torch.zeros_like(lines)
         for factor, d, end, start in zip(
             factors, _differences(lines, s), ends, starts, strict=True

@@ -115,7 +115,7 @@ class _Moments(torch.autograd.Function):
         return (_centred(x, mean) * slope + level).to(x.dtype), None
 
 
-def computed(values: Tensor) -> Tensor:
+def materialised(values: Tensor) -> Tensor:
     """The same values, as a tensor of their own once compiled.
 
     The compiler would put the arithmetic that leads to (C,) values into the loop over all of x,
@@ -229,7 +229,7 @@ class _Distances(torch.autograd.Function):
         toward = torch.where(of_mean > 0, to_mean / of_mean, 0)[call] * offset
         away = torch.where(of_var > 0, to_var / of_var, 0)[call] * (var - ctx.stored.var)
         away = torch.where(var > 0, away, 0)
-        return computed(toward - 2 * offset * away), computed(away), None
+        return materialised(toward - 2 * offset * away), materialised(away), None
 
 
 def sampling_level(images: Moments, stored: Stored) -> float:

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from dreamkd import samples
 from dreamkd.errors import DataError, RunError
-from dreamkd.imagefolder import Folders, class_folders
+from dreamkd.imagefolder import Folders, folder_names
 from tests.conftest import files_left_open
 
 NAMES = ["zebra", "ape", "Éclair, 1/2"]
@@ -30,26 +30,26 @@ def batch() -> torch.Tensor:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Folders:
-    folders = Folders(tmp_path, class_folders(NAMES))
+    folders = Folders(tmp_path, folder_names(NAMES))
     folders.prepare()
     return folders
 
 
 def test_names_that_sort_like_their_labels_stay() -> None:
-    assert class_folders(["ape", "great ape", "zebra"]) == ["ape", "great_ape", "zebra"]
-    assert class_folders([str(digit) for digit in range(10)]) == list("0123456789")
+    assert folder_names(["ape", "great ape", "zebra"]) == ["ape", "great_ape", "zebra"]
+    assert folder_names([str(digit) for digit in range(10)]) == list("0123456789")
 
 
 def test_other_names_get_their_label_in_front() -> None:
-    assert class_folders(NAMES) == ["0_zebra", "1_ape", "2_clair_1_2"]
-    assert class_folders(["ape", "Ape"]) == ["0_ape", "1_Ape"]  # one folder on a Mac
-    numbers = class_folders([str(number) for number in range(11)])  # "10" sorts before "2"
+    assert folder_names(NAMES) == ["0_zebra", "1_ape", "2_clair_1_2"]
+    assert folder_names(["ape", "Ape"]) == ["0_ape", "1_Ape"]  # one folder on a Mac
+    numbers = folder_names([str(number) for number in range(11)])  # "10" sorts before "2"
     assert numbers[:2] + numbers[-1:] == ["00_0", "01_1", "10_10"]
 
 
 @given(st.lists(st.text(max_size=120), min_size=1, max_size=120))
 def test_any_names_become_folders_in_the_order_of_the_labels(names: list[str]) -> None:
-    folders = class_folders(names)
+    folders = folder_names(names)
     assert folders == sorted(folders)
     assert len({folder.lower() for folder in folders}) == len(names)
     assert all(f.isascii() and "/" not in f and f[0] != "." and len(f) < 100 for f in folders)

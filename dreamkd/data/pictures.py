@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dreamkd.data.preprocessing import decode
+from dreamkd.data.preprocessing import open_picture
 from dreamkd.errors import DataError
 
 #: Forms of a data specification, as error messages and the command line's help show them.
@@ -78,7 +78,7 @@ class PictureFiles(Pictures):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         entry = self.entries[index]
-        return decode(read(entry), name=self.name(index)), entry.label
+        return open_picture(read(entry), name=self.name(index)), entry.label
 
     def name(self, index: int) -> str:
         """The path, and the member if the path is a tar's."""

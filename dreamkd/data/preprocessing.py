@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 2**26
 
 #: What a picture file may hold. Never Pillow's whole list: it runs Ghostscript on EPS.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 
 _WHITE = 2**16 - 1  # the largest grey value of 16 bits, which is 257 * 255
 
@@ -80,20 +80,21 @@ def preprocess(picture: Image.Image, how: Preprocessing) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def decode(data: bytes, *, name: str) -> Image.Image:
+def open_picture(data: bytes, *, name: str) -> Image.Image:
     """Decode a picture file completely.
 
     Raises:
-        DataError: damaged, of another format than `FORMATS`, or larger than `MAX_PIXELS`; the
+        DataError: damaged, none of `PICTURE_FORMATS`, or larger than `MAX_PIXELS`; the
             message begins with `name`.
     """
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
         pixels = picture.width * picture.height
         if pixels <= MAX_PIXELS:
             picture.load()
     except Exception as error:  # Pillow raises a dozen types, and a Warning on bombs
-        raise DataError(f"{name} is not a readable {', '.join(FORMATS)} ({error})") from error
+        kinds = ", ".join(PICTURE_FORMATS)
+        raise DataError(f"{name} is not a readable {kinds} ({error})") from error
     if pixels > MAX_PIXELS:
         raise DataError(f"{name} has {pixels} pixels; at most {MAX_PIXELS} are read")
     return picture
