@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dreamkd import contactsheet
+from dreamkd.batch import Batch
 from dreamkd.errors import DataError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.formats import FORMATS, Format
@@ -34,7 +35,7 @@ class Bank:
     thread uses numpy: torch would start a second set of threads beside those of the optimisation.
 
         with Bank(run) as bank:
-            bank.add(0, images, labels, ...)
+            bank.add(0, batch, start=0, class_names=())
 
     Leaving waits for the pending batch, also after an exception: what was made is kept.
     """
@@ -100,32 +101,23 @@ class Bank:
         shards = {line["batch"]: Shard.of(line) for line in self._run.lines}
         return [k in shards and self._intact(k, shards[k]) for k in batches]
 
-    def add(
-        self,
-        k: int,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        start: int,
-        facts: Sequence[Mapping[str, Any]],
-        line: Mapping[str, Any],
-    ) -> None:
+    def add(self, k: int, batch: Batch, *, start: int, class_names: Sequence[str]) -> None:
         """Have batch `k` written, then its manifest line, then the page it is on.
 
         Returns at once, or when the batch before is durable.
 
         Args:
-            images: uint8 (B, C, H, W), on the CPU. labels: int64 (B,). Neither changes any more.
-            start: number of the batch's first image in the run; images are keyed by it.
-            facts: one record per image. line: what the manifest says of the batch.
+            batch: which does not change any more.
+            start: number of its first image in the run.
+            class_names: by label; empty where there are none.
         Raises: as `flush`, about the batch before; then this one is not written either, so that the
             manifest never skips one.
         """
         self.flush()
-        records = [{"key": f"{start + i:08d}", **fact} for i, fact in enumerate(facts)]
-        self._pending = self._worker.submit(
-            self._keep, k, images, labels.tolist(), records, {"start": start, **line}
-        )
+        # Here and not in the thread: it asks torch.
+        labels, line = batch.labels.tolist(), {"start": start, **batch.summary()}
+        records = batch.records(start=start, class_names=class_names)
+        self._pending = self._worker.submit(self._keep, k, batch.images, labels, records, line)
 
     def read(self, k: int) -> tuple[Tensor, Tensor]:
         """Batch `k`: uint8 (B, C, H, W) and int64 (B,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Synthesised images and what the teacher makes of them, after rounding to uint8."""
+    """Synthesised images and what networks make of them, after rounding to uint8."""
 
     images: Tensor  # uint8 (B, C, H, W), CPU
     labels: Tensor  # int64 (B,)
@@ -22,22 +22,25 @@ class Batch:
     r_feature_chance: float  # what as many and as varied images show by chance
     lr: float  # peak rate: that of the settings, halved at every restart
     terms: dict[str, float]  # weighted terms of the last step
+    verifiers: Mapping[str, Tensor] = field(default_factory=dict)  # int64 (B,): top-1, by name
 
-    def facts(
-        self, *, class_names: Sequence[str], predictions: Mapping[str, Tensor]
-    ) -> list[dict[str, Any]]:
-        """One record per image: class, the teacher's view of it, the verifiers' top-1."""
+    def records(self, *, start: int, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """One per image: key, class, the teacher's view of it, the verifiers' top-1.
+
+        Args: start: number of the first image in the run; images are keyed by it.
+        """
         return [
             {
+                "key": f"{start + i:08d}",
                 "class_name": class_names[label] if class_names else str(label),
                 "teacher_top1": int(self.predictions[i]),
                 "teacher_probability": round(float(self.confidences[i]), 6),
-                "verifiers": {name: int(top1[i]) for name, top1 in predictions.items()},
+                "verifiers": {name: int(top1[i]) for name, top1 in self.verifiers.items()},
             }
             for i, label in enumerate(self.labels.tolist())
         ]
 
-    def summary(self, *, predictions: Mapping[str, Tensor]) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The batch's line in the manifest: terms, R_feature, percent classified as asked."""
 
         def percent(top1: Tensor) -> float:
@@ -49,7 +52,7 @@ class Batch:
             "r_feature": round(self.r_feature, 4),
             "r_feature_chance": round(self.r_feature_chance, 4),
             "teacher_top1": percent(self.predictions),
-            "verifiers": {name: percent(top1) for name, top1 in predictions.items()},
+            "verifiers": {name: percent(top1) for name, top1 in self.verifiers.items()},
         }
 
 

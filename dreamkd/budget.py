@@ -26,6 +26,7 @@ from dreamkd.engine.available import free_memory
 from dreamkd.errors import ConfigError
 from dreamkd.events import Note
 from dreamkd.examples import Examples
+from dreamkd.files import part_of
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
@@ -242,9 +243,8 @@ def _phases(config: DistillConfig) -> dict[int, int]:
 
 def _write(batch: Batch, job: Job) -> None:
     """Write the images of a round as it does, where it does, and remove them."""
-    path = job.run.folder / ".budget.part"  # of the names that the next run clears away
-    facts = batch.facts(class_names=job.teacher.card.class_names, predictions={})
-    records = [{"key": f"{i:08d}", **fact} for i, fact in enumerate(facts)]
+    path = part_of(job.run.folder / "budget")  # of the names that the next run clears away
+    records = batch.records(start=0, class_names=job.teacher.card.class_names)
     shards.write(path, batch.images, batch.labels.tolist(), records)
     path.unlink()
 

@@ -1,7 +1,7 @@
 """`dreamkd distill`: a student trained without the teacher's data.
 
 Three recipes: `offline` trains on shards that exist; `adaptive` synthesises as it goes, each fresh
-batch against the student of its time (Adaptive DeepInversion, seed section 2.3); `generator` does
+batch against the student of its time (Yin et al. 2020, section 3.3); `generator` does
 so with images of a generator that learns from batch to batch (Fang et al. 2022).
 """
 
@@ -186,7 +186,7 @@ def _lead(
                     "seconds": job.seconds + job.training.seconds,
                 }
         run.finish({**result, "student": saved.name})
-        on_event(Finished("distill", result["seconds"]))
+        on_event(Finished("distill", time.perf_counter() - began))
     return workers.told(Distillation(out=str(folder), student=str(saved), **result))
 
 

@@ -29,9 +29,8 @@ from dreamkd.models import Classifier
 from dreamkd.pace import Pace
 from dreamkd.partners import Partners
 from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
-from dreamkd.randomness import generator_for
 from dreamkd.runs import Run, default_folder, open_run
-from dreamkd.sequence import Chain, sequential
+from dreamkd.sequence import SMALLER, Chain, sequential
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,32 +199,19 @@ def _make(
     config = replace(assignment.config, device=workers.device(assignment.config.device))
     runtime, layout = Runtime.settle(config), Layout.of(config, teacher.card)
     with (
-        enough_memory("lower --image-chunk, in another --out"),
+        enough_memory(SMALLER),
         partners.verifiers.on(runtime.device),
         partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
-        Chain(run, bank, on_event=on_event) as chain,
+        Chain(run, bank, seed=config.seed, on_event=on_event) as chain,
     ):
         missing = workers.share(chain.begin(synthesiser, assignment.held))
         pace = Pace(on_event, should_stop, batches=len(missing))
         for k in missing:
             start, stop = assignment.plan[k]
-            batch = synthesiser.batch(
-                layout.labels(start, stop),
-                generator=generator_for(config.seed, "batch", k),
-                name=f"batch {k}",
-                on_step=pace.on_step,
-            )
-            predictions = partners.verifiers.predictions(batch.images)
-            bank.add(
-                k,
-                batch.images,
-                batch.labels,
-                start=start,
-                facts=batch.facts(class_names=teacher.card.class_names, predictions=predictions),
-                line=batch.summary(predictions=predictions),
-            )
-            chain.made(k)
-            pace.on_batch(batch, predictions)
+            batch = chain.make(k, layout.labels(start, stop), on_step=pace.on_step)
+            batch = replace(batch, verifiers=partners.verifiers.predictions(batch.images))
+            chain.keep(k, batch, start=start)
+            pace.on_batch(batch)
 
 
 def _bank(

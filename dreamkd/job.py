@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Self
 
 from dreamkd import timetable
+from dreamkd.clock import SaveClock
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import LOOK, Runtime, enough_memory
@@ -22,7 +23,6 @@ from dreamkd.losses import SparseOutputs
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.runs import Run
-from dreamkd.sequence import SAVE_RATIO
 from dreamkd.softlabels import Recorder, Stored
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
@@ -52,7 +52,6 @@ class Job:
     prior: Classifier | None = None  # whose statistics are matched, if not the teacher's
     given: Examples | None = None  # what `offline` trains on
     measured: Labelled | None = None  # what the student is measured on as it learns
-    flush: Callable[[], None] = lambda: None  # makes durable what the student has learned from
     recorder: Recorder | None = None  # of the teacher's outputs
     stored: Stored | None = None  # the teacher's outputs, if it need not run
     workers: Workers = ALONE
@@ -62,7 +61,8 @@ class Job:
         self.seconds = 0.0  # of synthesis, over all processes
         self.curve: list[dict[str, float]] = []  # of the student as it learned
         self._stack = ExitStack()
-        self._next_save = time.perf_counter() + _SAVE_EVERY
+        self._clock = SaveClock(least=_SAVE_EVERY)
+        self._flush: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         self.training = self._stack.enter_context(
@@ -114,11 +114,14 @@ class Job:
         """Take another size before the first step; nothing but batches and steps may differ."""
         self.config = self.training.config = config
 
-    def resume(self) -> None:
+    def resume(self, *, flush: Callable[[], None] = lambda: None) -> None:
         """Continue from the saved state, if there is one.
+
+        Args: flush: makes durable what the student learns from; called before each save.
 
         Raises: RunError: the leader's is another, since the workers see different folders.
         """
+        self._flush = flush
         saved = self.run.load_state(self.name, on_event=self.on_event)
         if saved is not None:
             self.training.restore(*saved)
@@ -139,31 +142,34 @@ class Job:
             kept = read_json(self.run.folder / _SECONDS) or {}
             self.seconds = max(self.seconds, float(kept.get("synthesis_seconds", 0)))
 
-    def spend(self, seconds: float) -> None:
-        """Count what a batch took, durably: before it is kept, so that a kill loses none of it.
+    def spend(self, seconds: float, *, durably: bool = False) -> None:
+        """Count what a batch took.
 
+        Args: durably: write it down at once, and not with the next state.
         Raises: RunError: there is no room.
         """
         self.seconds += seconds
-        text = json.dumps({"synthesis_seconds": self.seconds})
-        write_atomically(self.run.folder / _SECONDS, text.encode())
+        if durably:
+            text = json.dumps({"synthesis_seconds": self.seconds})
+            write_atomically(self.run.folder / _SECONDS, text.encode())
 
     def save(self) -> None:
         """Keep the state."""
         if not self.workers.leads:
             return  # its state is the leader's
         began = time.perf_counter()
-        self.flush()
+        if self.recorder is not None:
+            self.recorder.flush()
+        self._flush()
         tensors, facts = self.training.state()
         facts |= {"synthesis_seconds": self.seconds}
         facts |= {"curve": self.curve, "measured_on": self._measured_on}
         self.run.save_state(self.name, tensors, facts)
-        saved = time.perf_counter()
-        self._next_save = saved + max(_SAVE_EVERY, SAVE_RATIO * (saved - began))
+        self._clock.saved(began)
 
     def save_if_due(self) -> None:
-        """Keep the state now and then; of the time this takes at most a fiftieth."""
-        if time.perf_counter() > self._next_save:
+        """Keep the state now and then."""
+        if self._clock.due():
             self.save()
 
     def restart(self) -> None:
@@ -188,7 +194,6 @@ class Job:
             # Others wait for the next step, and stop with the leader there.
             on_batch=self.stop_if_asked if alone else lambda: None,
         )
-        self.training.student.module.train()
         self.curve.append(self.point(found.top1, images=len(examples.images)))
         self.on_event(Note(f"step {step}: {found.top1:.2f} % top-1"))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreamkd import models
 from dreamkd.config import DistillConfig
+from dreamkd.engine import enough_memory
 from dreamkd.errors import Stopped
 from dreamkd.job import Job
 from dreamkd.metrics import measure
@@ -51,8 +52,9 @@ def accuracies(
         if job.should_stop():
             raise Stopped("the student is trained and saved; the same command measures it")
 
-    found = measure(student, *data.examples, teacher=job.teacher, on_batch=stop_if_asked)
-    noise = measure(baseline, *data.examples, on_batch=stop_if_asked) if baseline else None
+    with enough_memory("the student is trained and saved: dreamkd eval --batch-size measures it"):
+        found = measure(student, *data.examples, teacher=job.teacher, on_batch=stop_if_asked)
+        noise = measure(baseline, *data.examples, on_batch=stop_if_asked) if baseline else None
     curve = [*job.curve, job.point(found.top1, images=images)]
     best = max(curve, key=lambda point: point["top1"])
     return {

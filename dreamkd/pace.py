@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
-
 from dreamkd.batch import Batch
 from dreamkd.engine import LOOK
 from dreamkd.errors import Stopped
@@ -36,11 +34,11 @@ class Pace:
             reached = f"batches made: {self._done}, left: {self._batches - self._done}"
             raise Stopped(f"{reached}; {UNFINISHED}the same command continues")
 
-    def on_batch(self, batch: Batch, predictions: Mapping[str, Tensor]) -> None:
+    def on_batch(self, batch: Batch) -> None:
         """A batch is complete."""
         self._done += 1
         self._images += len(batch.labels)
-        for name, top1 in {"teacher": batch.predictions, **predictions}.items():
+        for name, top1 in {"teacher": batch.predictions, **batch.verifiers}.items():
             hits = int((top1 == batch.labels).sum())
             key = f"{name} %"
             self._hits[key] = self._hits.get(key, 0) + hits

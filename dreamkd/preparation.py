@@ -207,10 +207,13 @@ def _measured(
 def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) -> None:
     """Run two blank images through a copy: better now than after an hour.
 
-    Args: factor: by which the images are shrunk on both sides.
+    Args:
+        factor: by which the images are shrunk on both sides.
+        training: as a student, of which something must learn.
 
     Raises:
-        ModelError: the network does not run at its input size, or takes images that no shard holds.
+        ModelError: the network does not run at its input size, or takes images that no shard holds;
+            or what learns of a student does not reach its logits.
     """
     card = classifier.card
     channels, height, width = card.input_size
@@ -223,7 +226,8 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
     probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # some drop units at random
+        # Some drop units at random.
+        with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
             outputs = probe.train(training)(torch.zeros(2, *shape))
     except Exception as error:  # whatever an operation says of a shape it cannot take
         raise ModelError(
@@ -234,6 +238,11 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
         raise ModelError(
             f"{card.architecture} gives no row of {card.num_classes} logits for each image; choose "
             "another network"
+        )
+    if training and not outputs.requires_grad:
+        raise ModelError(
+            f"{card.architecture}: none of the parameters that learn reaches its logits; choose "
+            "another --student"
         )
 
 

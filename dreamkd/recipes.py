@@ -23,7 +23,7 @@ from dreamkd.images import Pixels
 from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
-from dreamkd.sequence import UNFINISHED, Chain
+from dreamkd.sequence import SMALLER, UNFINISHED, Chain
 from dreamkd.synthesis import OnStep
 
 #: Images of noise drawn at once: as floats they take many times the room of what is kept.
@@ -36,7 +36,6 @@ def offline(job: Job) -> Examples:
     given = job.given.near(job.runtime.device)
     job.resume()
     if job.recorder is not None:
-        job.flush = job.recorder.flush
         try:
             job.recorder.begin(job.training.step)
         except DataError as error:
@@ -58,10 +57,9 @@ def adaptive(job: Job) -> Examples:
     config, card = job.config, job.teacher.card
     size, count = int(config.image_batch_size), timetable.batches(config)
     bank = Bank(job.run, on_event=job.on_event)
-    chain = Chain(job.run, bank, on_event=job.on_event)
-    job.flush = chain.save
+    chain = Chain(job.run, bank, seed=config.seed, on_event=job.on_event)
     held = bank.held(range(count))
-    job.resume()
+    job.resume(flush=chain.save)
     job.recall_seconds()
     everything = Examples(
         torch.empty((count * size, *card.input_size), dtype=torch.uint8),
@@ -86,7 +84,7 @@ def adaptive(job: Job) -> Examples:
             if k in missing:
                 if job.rival is not None:
                     job.rival.module.load_state_dict(job.student.module.state_dict())
-                made = _make(k, everything.labels[here], job, bank, chain)
+                made = _make(k, everything.labels[here], job, chain)
             else:
                 made, _ = bank.read(k)
                 job.on_event(Progress("images read", k + 1, count, "batches"))
@@ -113,29 +111,21 @@ def on_noise(job: Job, *, count: int) -> Examples:
     return examples
 
 
-def _make(k: int, labels: Tensor, job: Job, bank: Bank, chain: Chain) -> Tensor:
+def _make(k: int, labels: Tensor, job: Job, chain: Chain) -> Tensor:
     """Synthesise batch `k`, an image per label, and keep it.
 
     Returns: the images, uint8 (B, C, H, W).
     Raises: Stopped: the batch is then made again.
     """
     began = time.perf_counter()
-    config, card = job.config, job.teacher.card
-    with enough_memory("lower --image-chunk, in another --out"):
-        batch = job.synthesiser.batch(
-            labels,
-            generator=generator_for(config.seed, "batch", k),
-            compete=timetable.competes(k, config),
-            name=f"batch {k}",
-            on_step=_watcher(f"images {k + 1} of {timetable.batches(config)}", job),
-        )
-    facts = batch.facts(class_names=card.class_names, predictions={})
-    line = batch.summary(predictions={})
+    compete = timetable.competes(k, job.config)
+    watcher = _watcher(f"images {k + 1} of {timetable.batches(job.config)}", job)
+    with enough_memory(SMALLER):
+        batch = chain.make(k, labels, compete=compete, on_step=watcher)
     made = time.perf_counter()
-    job.spend(made - began)
-    bank.add(k, batch.images, batch.labels, start=k * len(labels), facts=facts, line=line)
-    chain.made(k)
-    job.seconds += time.perf_counter() - made
+    job.spend(made - began, durably=True)  # before it is kept: a kill then loses none of it
+    chain.keep(k, batch, start=k * len(labels))
+    job.spend(time.perf_counter() - made)
     job.save_if_due()
     return batch.images
 

@@ -7,15 +7,14 @@ the optimiser's moments and the step.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dreamkd import losses
 from dreamkd.batchnorm import recalibrate, running_statistics
@@ -27,6 +26,7 @@ from dreamkd.engine import (
     WeightAverage,
     check_finite,
     compile_step,
+    diverged,
     fixed,
     lay_out,
     normalise,
@@ -43,7 +43,7 @@ from dreamkd.views import ALL, view
 
 
 class Training:
-    """One student on the distillation loss (seed Eq. 1).
+    """One student on the distillation loss (Yin et al. 2020, Eq. 1).
 
     Several workers train it together, each on its part of every batch: gradients are averaged, and
     so are the running statistics, each of its part. After a step all hold the same student.
@@ -95,7 +95,7 @@ class Training:
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
-        self._loss: Callable[..., tuple[Tensor, Tensor | None]] = self._distillation
+        self._loss: Callable[..., tuple[dict[str, Tensor], Tensor | None]] = self._distillation
         if self.config.compile == "on":
             self._loss = compile_step(self._distillation, on_event=self._on_event)
         self._learn = self.runtime.replayed(self._differentiate, on_event=self._on_event)
@@ -117,8 +117,8 @@ class Training:
         """Train from the current step to `until` on uniform samples of `examples`.
 
         Args:
-            on_step: called after every step with its number and the newest loss; may raise to
-                stop, the state is that of the step it was told.
+            on_step: called after every step with its number and the newest weighted terms; may
+                raise to stop, the state is that of the step it was told.
         Raises: DivergedError: the loss became NaN or infinite.
         """
         config = self.config
@@ -131,8 +131,8 @@ class Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             views, targets = self._view(examples, step, self._part)
-            loss, said, gradients = self._learn(views, targets, self._known(step))
-            self._workers.average([loss, *_present(gradients), *self._running])
+            found, said, gradients = self._learn(views, targets, self._known(step))
+            self._workers.average([*found.values(), *_present(gradients), *self._running])
             if self._record is not None and said is not None:
                 said, draws = self._workers.all_of(said), generator_for(config.seed, "labels", step)
                 self._record(step, losses.sparse(said, config.store_labels, generator=draws))
@@ -143,7 +143,7 @@ class Training:
             if self._average is not None:
                 self._average.move(step=step)
             if self.step % LOOK == 0 or self.step == until:
-                terms = {"kd": float(loss)}  # host sync
+                terms = {name: float(term) for name, term in found.items()}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
             self.seconds += time.perf_counter() - began
             if on_step is not None:
@@ -162,9 +162,9 @@ class Training:
             for moment, value in self._optimizer.state[parameter].items():
                 if value is not None:  # SGD without momentum keeps a None
                     tensors[f"{moment}.{name}"] = value
-        finite = all(bool(t.isfinite().all()) for t in tensors.values())
-        found = {"the student's weights": 0.0 if finite else math.nan}
-        check_finite(found, where=f"step {self.step}")
+        if not torch.stack([t.isfinite().all() for t in tensors.values()]).all():  # host sync
+            what, steps = "a weight of the student became NaN or infinite", self.config.steps
+            raise diverged(what, where=f"student step {self.step} of {steps}")
         return tensors, {"step": self.step, "seconds": self.seconds}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ class Training:
             views = (self._view(examples, steps + k)[0] for k in range(count))
             with self.runtime.autocast():
                 recalibrate(module, (normalise(v, mean=card.mean, std=card.std) for v in views))
-        return Classifier(module.eval(), self.student.card)
+        return Classifier(module, self.student.card)
 
     def _view(
         self, examples: Examples, step: int, part: slice = ALL
@@ -238,23 +238,24 @@ class Training:
 
     def _differentiate(
         self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
-    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    ) -> tuple[dict[str, Tensor], Tensor | None, list[Tensor | None]]:
         """The loss of a batch, the teacher's outputs if recorded, the gradient of every weight."""
         self._optimizer.zero_grad()
         with self.runtime.autocast():
-            loss, said = self._loss(views, targets, known)
+            terms, said = self._loss(views, targets, known)
+        loss = reduce(torch.add, terms.values())
         torch.autograd.backward(loss * self.runtime.loss_scale)
         gradients = [p.grad for p in self._module.parameters()]
         if self.runtime.loss_scale != 1:
             torch._foreach_div_(_present(gradients), self.runtime.loss_scale)
-        return loss.detach(), said, gradients
+        return {name: term.detach() for name, term in terms.items()}, said, gradients
 
     def _distillation(
         self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks.
 
-        Returns: the loss; and where they are recorded the teacher's log softmax(z / tau).
+        Returns: the terms of the loss; where recorded, the teacher's log softmax(z / tau).
         """
         config, said = self.config, None
         temperature = float(config.temperature)
@@ -262,15 +263,15 @@ class Training:
         logits = self._module(inputs.contiguous(memory_format=torch.channels_last))
         if known is None:
             target = self._ask(views, inputs)
-            loss = losses.distillation(target, logits, temperature=temperature)
+            kd = losses.distillation(target, logits, temperature=temperature)
             if self._recording:
-                said = F.log_softmax(target.float() / temperature, dim=1)
+                said = losses.softened(target, temperature)
         else:
-            loss = losses.distillation_from_sparse(known, logits, temperature=temperature)
-        if targets is not None:
-            smoothing = config.label_smoothing
-            loss += config.hard_labels * losses.hard_labels(logits, targets, smoothing=smoothing)
-        return loss, said
+            kd = losses.distillation_from_sparse(known, logits, temperature=temperature)
+        if targets is None:
+            return {"kd": kd}, said
+        hard = losses.hard_labels(logits, targets, smoothing=config.label_smoothing)
+        return {"kd": kd, "hard_labels": config.hard_labels * hard}, said
 
     @torch.no_grad()
     def _ask(self, views: Tensor, inputs: Tensor) -> Tensor:

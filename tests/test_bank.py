@@ -12,6 +12,7 @@ from PIL import Image
 
 from dreamkd import events
 from dreamkd.bank import Bank
+from dreamkd.batch import Batch
 from dreamkd.errors import RunError, Stopped
 from dreamkd.formats import FORMATS
 from dreamkd.runs import Run, open_run
@@ -24,9 +25,14 @@ def images(k: int) -> torch.Tensor:
     return torch.full((2, 3, 8, 8), 50 * k, dtype=torch.uint8)
 
 
+def made(k: int, **given: Any) -> Batch:
+    numbers = {"r_feature": 0.5, "r_feature_chance": 0.25, "lr": 0.1, "terms": {"l2": 1.0}}
+    seen = {"predictions": torch.tensor([1, 1]), "confidences": torch.tensor([0.75, 0.5])}
+    return Batch(**{"images": images(k), "labels": LABELS, **seen, **numbers, **given})
+
+
 def add(bank: Bank, k: int) -> None:
-    facts = [{"class_name": "b"}, {"class_name": "a"}]
-    bank.add(k, images(k), LABELS, start=2 * k, facts=facts, line={"r_feature": 0.5})
+    bank.add(k, made(k), start=2 * k, class_names=("a", "b"))
 
 
 @pytest.fixture
@@ -53,6 +59,24 @@ def test_what_was_added_is_seen_at_once(run: Run, name: str) -> None:
         assert [line["batch"] for line in bank.lines] == [0, 1, 2, 3, 4]
     assert manifest(run) == bank.lines
     assert [line["start"] for line in bank.lines] == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ()])
+def test_a_batch_is_kept_with_what_is_known_of_it(run: Run, names: tuple[str, ...]) -> None:
+    with Bank(run) as bank:
+        batch = made(0, verifiers={"other": torch.tensor([0, 0])})
+        bank.add(0, batch, start=7, class_names=names)
+        (line,) = bank.lines
+    records = [sample.record for sample in Tars(run.folder).read(0)]
+    views = [(1, 0.75, {"other": 0}), (1, 0.5, {"other": 0})]
+    found = [(r["teacher_top1"], r["teacher_probability"], r["verifiers"]) for r in records]
+    assert [r["key"] for r in records] == ["00000007", "00000008"]
+    assert [r["class_name"] for r in records] == (["b", "a"] if names else ["1", "0"])
+    assert found == views
+    numbers = {"start": 7, "r_feature": 0.5, "r_feature_chance": 0.25, "lr": 0.1}
+    shares = {"terms": {"l2": 1.0}, "teacher_top1": 50.0, "verifiers": {"other": 50.0}}
+    assert numbers.items() <= line.items()
+    assert all(line[name] == value for name, value in shares.items())
 
 
 def test_adding_renews_the_page_sorted_by_class(run: Run) -> None:

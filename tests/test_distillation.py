@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreamkd import models, shards, states
+from dreamkd.batch import Batch
 from dreamkd.config import DistillConfig, merge
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import Distillation, distill
 from dreamkd.engine import memory
 from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
-from dreamkd.events import Event, Hint, Progress
+from dreamkd.events import Event, Finished, Hint, Progress
 from dreamkd.examples import read_labelled
 from dreamkd.inversion import invert
 from dreamkd.materials import Materials
@@ -147,7 +148,7 @@ def test_a_student_goes_on_from_a_checkpoint(whole: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("names", "given", "error", "line"),
     [
-        ("abcdefg", {}, ModelError, "classes 7, but the model has 10"),
+        ("abcdefg", {}, ModelError, r"has 7 classes \(a, b, c, …\), but .*14 has 10"),
         ("1023456789", {}, ModelError, r"classes are in another order \(1, 0, 2, …\) than those"),
         ("0123456789", {"student_pretrained": True}, ConfigError, "has no effect with --student"),
     ],
@@ -306,16 +307,16 @@ def test_killed_when_all_images_are_there_the_student_goes_on(
     settings = {"recipe": "generator", "refine_steps": 2, "ema": 0.9, "rounds": 2}
     run(tmp_path / "whole", **settings)
 
-    def made(self: Chain, k: int) -> None:
-        if k == 0:
-            kept(self, k)
+    def keep(self: Chain, k: int, batch: Batch, *, start: int) -> None:
+        kept(self, k, batch, start=start)
         if k == 3:  # the last of four
             self._bank.flush()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        kept = Chain.made
-        patch.setattr(Chain, "made", made)
+        kept = Chain.keep
+        patch.setattr(Chain, "keep", keep)
+        patch.setattr("dreamkd.clock._RATIO", 1e9)  # after the first, none is due
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", **settings)
     run(tmp_path / "run", **settings)
@@ -329,14 +330,16 @@ def test_a_kill_loses_no_seconds_of_the_batches_that_were_kept(
     told = tmp_path / "seconds.json"
     spent: list[float] = []
 
-    def made(self: Chain, k: int) -> None:
+    def keep(self: Chain, k: int, batch: Batch, *, start: int) -> None:
+        kept(self, k, batch, start=start)
         self._bank.flush()
         spent.append(json.loads(told.read_text())["synthesis_seconds"])
         if k == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Chain, "made", made)
+        kept = Chain.keep
+        patch.setattr(Chain, "keep", keep)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert not (tmp_path / "state-student.safetensors").exists()
@@ -345,6 +348,18 @@ def test_a_kill_loses_no_seconds_of_the_batches_that_were_kept(
     assert seconds > spent[1]
     told.write_text("damaged")
     assert run(tmp_path).synthesis_seconds == seconds
+
+
+def test_a_phase_ends_with_the_seconds_of_this_process(tmp_path: Path) -> None:
+    """A run that others worked at for days is taken up again, and is finished."""
+    short = {"rounds": 0, "first_batches": 1, "steps": 1, "warmup": 0}
+    run(tmp_path, **short)
+    (tmp_path / "seconds.json").write_text('{"synthesis_seconds": 1e6}')
+    heard: list[Event] = []
+    found = distill(distill_config(out=str(tmp_path), **short), on_event=heard.append)
+    (finished,) = [event for event in heard if isinstance(event, Finished)]
+    assert finished.phase == "distill"
+    assert 0 < finished.seconds < 1e6 <= found.seconds
 
 
 def test_a_lost_shard_trains_the_student_again(whole: Path, tmp_path: Path) -> None:
@@ -517,8 +532,46 @@ def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> No
         distill(distill_config(student="mine", out=str(tmp_path / "other")), student=own)
     assert not (tmp_path / "other").exists()
     small = Classifier.of(linear, name="mine", **{**sized, "num_classes": 9})
-    with pytest.raises(ModelError, match="--student mine: classes 9, but the model has 10"):
+    with pytest.raises(ModelError, match=r"--student mine has 9 classes, but .*14 has 10"):
         distill(distill_config(student="mine", out=str(tmp_path / "other")), student=small)
+
+
+class Spare(torch.nn.Module):
+    """A linear network with a second head, which nothing asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.spare = torch.nn.Linear(256, 10), torch.nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.flatten(1))
+
+
+def test_a_parameter_that_does_not_reach_the_logits_stays(tmp_path: Path) -> None:
+    """Also where the optimiser's moments were saved and restored."""
+    sized = {"num_classes": 10, "input_size": (1, 16, 16), "mean": (0.3,), "std": (0.3,)}
+    own = Classifier.of(Spare(), name="mine", **sized)
+    short = {"student": "mine", "optimizer": "adamw", "ema": 0.5, "rounds": 0}
+    config = distill_config(out=str(tmp_path / "run"), **short)
+    left = iter([False] * 10 + [True])
+    with pytest.raises(Stopped, match="of 12 of the student"):
+        distill(config, student=own, should_stop=lambda: next(left))
+    distill(config, student=own)
+    trained, before = load_file(tmp_path / "run/student.safetensors"), own.module.state_dict()
+    same = {name: torch.equal(trained[name], before[name]) for name in before}
+    assert same == {name: name.startswith("spare") for name in before}
+
+
+def test_a_student_of_which_nothing_that_learns_reaches_the_logits_is_refused(
+    tmp_path: Path,
+) -> None:
+    sized = {"num_classes": 10, "input_size": (1, 16, 16), "mean": (0.3,), "std": (0.3,)}
+    module = Spare()
+    module.head.requires_grad_(False)
+    own = Classifier.of(module, name="mine", **sized)
+    with pytest.raises(ModelError, match=r"^mine: none of the parameters that learn reaches its"):
+        distill(distill_config(out=str(tmp_path / "run"), student="mine"), student=own)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_data_are_part_of_the_run(tmp_path: Path) -> None:

@@ -654,7 +654,7 @@ def test_statistics_of_another_network_serve_one_without(tmp_path: Path) -> None
     )
     models.save(vit, tmp_path / "vit.safetensors")
     path = str(tmp_path / "vit.safetensors")
-    with pytest.raises(NoBatchNormError, match=r"no batch-norm layer.*--bn-prior"):
+    with pytest.raises(NoBatchNormError, match=r"it has no batch norm.*--bn-prior"):
         run(tmp_path / "run", model=path)
     assert not (tmp_path / "run").exists()
     result = run(tmp_path / "run", model=path, bn_prior="digits_resnet14", per_class=1)

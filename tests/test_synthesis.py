@@ -198,7 +198,7 @@ def test_a_batch_that_diverges_begins_again_at_half_the_rate(
     heard: list[Event] = []
     batch = synthesise(digits, images=images, image_lr=0.1, image_steps=25, on_event=heard.append)
     assert torch.equal(batch.images, wanted.images)
-    assert batch.summary(predictions={})["lr"] == 0.025
+    assert batch.summary()["lr"] == 0.025
     assert [type(event) for event in heard] == [Hint, Hint]
     steps = {"pixels": 25, "generator": 45}[images]
     line = f"ce became nan at image step 25 of {steps} of the batch: it begins again at "

@@ -215,21 +215,22 @@ def test_norms_and_biases_do_not_decay(name: str) -> None:
 def test_hard_labels_add_their_cross_entropy_by_hand(digits: Classifier) -> None:
     """One image, always the same view, of a teacher that the temperature makes indifferent."""
     one = Examples(torch.full((1, 1, 16, 16), 128, dtype=torch.uint8), torch.tensor([3]))
-    found = {}
+    found: dict[tuple[float, float], dict[str, float]] = {}
     for weight, smoothing in ((0.0, 0.0), (2.0, 0.0), (2.0, 0.5)):
-        seen: list[float] = []
+        seen: list[dict[str, float]] = []
         given = {"hard_labels": weight} | ({"label_smoothing": smoothing} if smoothing else {})
         with training(digits, steps=1, warmup=0, **given) as run:
             module = copy.deepcopy(run.student.module).train()
-            run.advance(one, until=1, on_step=lambda _, terms, to=seen: to.extend(terms.values()))
+            run.advance(one, until=1, on_step=lambda _, terms, to=seen: to.append(terms))
         found[weight, smoothing] = seen[0]
     inputs = torch.full((16, 1, 16, 16), (128 / 255 - 0.3) / 0.3)
     logs = module(inputs).log_softmax(1)[0].detach()
     target = torch.full((10,), 0.05)
     target[3] += 0.5
-    plain = found[0.0, 0.0]
-    assert found[2.0, 0.0] - plain == pytest.approx(-2 * float(logs[3]), rel=1e-3)
-    assert found[2.0, 0.5] - plain == pytest.approx(-2 * float(target @ logs), rel=1e-3)
+    assert len({terms["kd"] for terms in found.values()}) == 1
+    assert found[0.0, 0.0].keys() == {"kd"}
+    assert found[2.0, 0.0]["hard_labels"] == pytest.approx(-2 * float(logs[3]), rel=1e-3)
+    assert found[2.0, 0.5]["hard_labels"] == pytest.approx(-2 * float(target @ logs), rel=1e-3)
 
 
 def test_the_average_of_the_weights_by_hand(digits: Classifier) -> None:
@@ -268,6 +269,23 @@ def test_the_teacher_is_put_back(digits: Classifier) -> None:
         run.advance(examples(), until=2)
     assert all(p.requires_grad for p in digits.module.parameters())
     assert same(before, digits.module.state_dict())
+
+
+def test_a_result_before_the_end_leaves_the_student_learning(digits: Classifier) -> None:
+    with training(digits) as run:
+        run.advance(examples(), until=2)
+        run.result(examples())
+        assert run.student.module.training
+
+
+def test_a_state_that_diverged_is_not_given(digits: Classifier) -> None:
+    with training(digits, steps=100) as run:
+        run.advance(examples(), until=3)
+        with torch.no_grad():
+            weights(run)["linear.bias"][0] = torch.inf
+        line = "a weight of the student became NaN or infinite at student step 3 of 100; .* lower"
+        with pytest.raises(DivergedError, match=line):
+            run.state()
 
 
 def test_divergence_names_the_step(digits: Classifier) -> None:
