@@ -193,7 +193,7 @@ def stored(model: nn.Module, input_size: tuple[int, int, int], *, name: str) -> 
     calls = trace(model, torch.zeros(1, *input_size, device=device))
     if not calls:
         raise _nothing_to_match(name, unreached(found))
-    return Stored([call.layer.running_var for call in calls])
+    return Stored.of([call.layer.running_var for call in calls])
 
 
 class Watch:

@@ -33,29 +33,35 @@ class Moments(NamedTuple):
     @property
     def var(self) -> Tensor:
         """Biased variance, square - offset^2, never below 0."""
-        return (self.square - self.offset.square()).clamp_min(0)
+        return _variance(self.offset, self.square)
 
 
-class Stored:
+def _variance(offset: Tensor, square: Tensor) -> Tensor:
+    # Compiled code calls it itself: the compiler of torch 2.8 knows no property of a named tuple.
+    return (square - offset.square()).clamp_min(0)
+
+
+class Stored(NamedTuple):
     """The running variances of all batch-norm calls of a forward pass, beside `Moments` of them."""
 
     var: Tensor  # (C,) float32, end to end
     call: Tensor  # int64 (C,): which call a channel belongs to
+    places: Tensor  # int64 (L, widest): where the channels of a call are, C where it has no more
 
-    def __init__(self, variances: Sequence[Tensor]) -> None:
+    @classmethod
+    def of(cls, variances: Sequence[Tensor]) -> Stored:
         """Lay out `variances`, (C_l,) of each call, one at least, in the order of execution."""
         widths = torch.tensor([len(values) for values in variances])
         steps = torch.arange(int(widths.max()))
         starts, total = (widths.cumsum(0) - widths)[:, None], int(widths.sum())
-        self.var = torch.cat([values.detach().float() for values in variances])
-        device = self.var.device
-        self.call = torch.arange(len(widths)).repeat_interleave(widths).to(device)
-        # (L, widest): where the channels of a call are, `total` in place of those it has not.
-        self._places = torch.where(steps < widths[:, None], starts + steps, total).to(device)
+        var = torch.cat([values.detach().float() for values in variances])
+        call = torch.arange(len(widths)).repeat_interleave(widths)
+        places = torch.where(steps < widths[:, None], starts + steps, total)
+        return cls(var, call.to(var.device), places.to(var.device))
 
     def sums(self, values: Tensor) -> Tensor:
         """Of each call, the sum over its channels: (..., C) -> (..., L)."""
-        return F.pad(values, (0, 1))[..., self._places].sum(-1)
+        return F.pad(values, (0, 1))[..., self.places].sum(-1)
 
 
 def moments(x: Tensor, running_mean: Tensor) -> Moments:
@@ -200,7 +206,7 @@ def distances(moments: Moments, stored: Stored) -> Tensor:
 
     ||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2
     """
-    of_mean, of_var = _Distances.apply(*moments, stored)
+    of_mean, of_var = _Distances.apply(*moments, *stored)
     norms: Tensor = of_mean + of_var
     return norms
 
@@ -212,24 +218,26 @@ class _Distances(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(offset: Tensor, square: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
-        miss = Moments(offset, square).var - stored.var
+    def forward(offset: Tensor, square: Tensor, *of: Tensor) -> tuple[Tensor, Tensor]:
+        stored = Stored(*of)
+        miss = _variance(offset, square) - stored.var
         of_mean, of_var = stored.sums(torch.stack([offset, miss]).square()).sqrt()
         return of_mean, of_var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        offset, square, ctx.stored = inputs
-        ctx.save_for_backward(offset, square, *output)
+        offset, square, var, call, _ = inputs
+        ctx.save_for_backward(offset, square, var, call, *output)
 
     @staticmethod
-    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> tuple[Tensor, Tensor, None]:
-        offset, square, of_mean, of_var = ctx.saved_tensors
-        call, var = ctx.stored.call, Moments(offset, square).var
+    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> tuple[Tensor | None, ...]:
+        offset, square, stored, call, of_mean, of_var = ctx.saved_tensors
+        var = _variance(offset, square)
         toward = torch.where(of_mean > 0, to_mean / of_mean, 0)[call] * offset
-        away = torch.where(of_var > 0, to_var / of_var, 0)[call] * (var - ctx.stored.var)
+        away = torch.where(of_var > 0, to_var / of_var, 0)[call] * (var - stored)
         away = torch.where(var > 0, away, 0)
-        return materialised(toward - 2 * offset * away), materialised(away), None
+        of_offset, of_square = materialised(toward - 2 * offset * away), materialised(away)
+        return of_offset, of_square, None, None, None
 
 
 def sampling_level(images: Moments, stored: Stored) -> float:

@@ -15,20 +15,20 @@ def test_r_feature_by_hand() -> None:
     # 1, 3, 5, 7 in one channel: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5; |4-1| + |5-1| = 7.
     x = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(-1, 1, 1, 1)
     one = of_batch([moments(x, torch.ones(1))])
-    assert float(losses.r_feature(one, Stored([torch.ones(1)]))) == pytest.approx(7)
+    assert float(losses.r_feature(one, Stored.of([torch.ones(1)]))) == pytest.approx(7)
     # Two channels of one call: sqrt(3^2 + 3^2) + sqrt(4^2 + 4^2).
     two = Moments(*(values.repeat(2) for values in one))
-    of_one_call = losses.r_feature(two, Stored([torch.ones(2)]))
+    of_one_call = losses.r_feature(two, Stored.of([torch.ones(2)]))
     assert float(of_one_call) == pytest.approx(7 * math.sqrt(2))
     # The multiplier belongs to the first executed layer only.
-    of_two_calls = losses.r_feature(two, Stored([torch.ones(1)] * 2), first_scale=10)
+    of_two_calls = losses.r_feature(two, Stored.of([torch.ones(1)] * 2), first_scale=10)
     assert float(of_two_calls) == pytest.approx(77)
 
 
 def test_r_feature_has_a_finite_gradient_at_the_optimum() -> None:
     x = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).requires_grad_()
     optimum = of_batch([moments(x, torch.ones(1))])
-    losses.r_feature(optimum, Stored([torch.ones(1)])).backward()
+    losses.r_feature(optimum, Stored.of([torch.ones(1)])).backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.zeros_like(x))
 
@@ -138,7 +138,7 @@ def r_feature_of(x: Tensor) -> Tensor:
     """Of two calls of one layer, and one of another that sees lines in the place of images."""
     mean, var = torch.tensor([0.3, -0.2], dtype=x.dtype), torch.tensor([1.5, 0.5])
     calls = [moments(x, mean), moments(2 * x, mean), moments(x.reshape(-1, 1, 5) ** 2, mean[:1])]
-    return losses.r_feature(of_batch(calls), Stored([var, var, var[:1]]), first_scale=2)
+    return losses.r_feature(of_batch(calls), Stored.of([var, var, var[:1]]), first_scale=2)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
