@@ -18,15 +18,19 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkd import distillation, formats, inversion
+from dreamkd import distillation, formats, inversion, models
 from dreamkd.config import DistillConfig, InvertConfig, ModelConfig, merge
 from dreamkd.distillation import Distillation
+from dreamkd.engine import ordinary
 from dreamkd.errors import ConfigError
 from dreamkd.events import OnEvent, ignore
 from dreamkd.inversion import Inversion
-from dreamkd.models import Classifier, load
+from dreamkd.models import Classifier
 
 __all__ = ["Classifier", "distill", "invert", "load", "read"]
+
+#: As of `dreamkd.models.load`; the network is the same in whatever modes of torch it is called.
+load = ordinary()(models.load)
 
 
 def invert(

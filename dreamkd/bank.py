@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dreamkd import contactsheet
 from dreamkd.batch import Batch
-from dreamkd.errors import DataError
+from dreamkd.errors import DataError, RunError, said
 from dreamkd.events import Hint, OnEvent, ignore
+from dreamkd.files import withheld
 from dreamkd.formats import FORMATS, Format
 from dreamkd.manifest import Shard
 from dreamkd.runs import Run
@@ -96,7 +97,10 @@ class Bank:
             pending.result()
 
     def held(self, batches: Iterable[int]) -> list[bool]:
-        """Whether each is there and intact; a damaged one is named and counts as missing."""
+        """Whether each is there and intact; a damaged one is named and counts as missing.
+
+        Raises: RunError: one cannot be read, so that nobody knows; nothing is made in its place.
+        """
         self.flush()
         shards = {line["batch"]: Shard.of(line) for line in self._run.lines}
         return [k in shards and self._intact(k, shards[k]) for k in batches]
@@ -151,7 +155,15 @@ class Bank:
         self._write_contact_sheet()
 
     def _remove_all_but(self, kept: set[int]) -> None:
-        for path in sorted(self._files.path(0).parent.iterdir()):
+        folder = self._files.path(0).parent
+        try:
+            found = sorted(folder.iterdir())
+        except OSError as error:
+            raise RunError(
+                f"cannot look into {folder}: {said(error)}; make it readable, then run the same "
+                "command again"
+            ) from error
+        for path in found:
             name = self._files.names.fullmatch(path.name)
             if name is not None and int(name[1]) not in kept:
                 self._files.remove(int(name[1]))
@@ -160,6 +172,10 @@ class Bank:
         try:
             self._files.verify(k, shard)
         except DataError as error:
+            if withheld(error):
+                raise RunError(
+                    f"{error}; make it readable, then run the same command again"
+                ) from error
             self._on_event(Hint(f"batch {k} is made again: {error}"))
             return False
         return True

@@ -138,8 +138,10 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path} is a damaged safetensors file: {error}") from error
+    except (OSError, RuntimeError) as error:  # no handle, or no room to map it
+        raise ModelError(f"cannot read checkpoint {path}: {said(error)}") from error
     return Checkpoint(state, metadata, "")
 
 

@@ -18,7 +18,7 @@ from dreamkd import batchnorm, footprint, timetable
 from dreamkd.budget import fit, measure_pace
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, enough_memory
+from dreamkd.engine import Runtime, enough_memory, ordinary
 from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples
@@ -28,6 +28,7 @@ from dreamkd.materials import Materials, Own
 from dreamkd.models import Classifier
 from dreamkd.outcome import accuracies, save, wants_baseline
 from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
+from dreamkd.randomness import alone
 from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.softlabels import Recorder, Stored
@@ -60,6 +61,8 @@ class Distillation:
         return asdict(self)
 
 
+@ordinary()
+@alone()
 def distill(
     config: DistillConfig,
     *,
@@ -79,7 +82,7 @@ def distill(
         ModelError: a model cannot be loaded or built.
         NoBatchNormError: images must be synthesised and the teacher holds no statistics.
         DataError: the shards or the evaluation data do not fit.
-        RunError: the folder holds a different run, is locked or cannot be written.
+        RunError: another one runs in this process; or the folder is not writable, or not its own.
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamkd.data import ImageSet, batches, check_classes, check_labels
-from dreamkd.engine import Runtime, enough_memory, lay_out, normalise, on_device
+from dreamkd.engine import Runtime, enough_memory, lay_out, normalise, on_device, ordinary
 from dreamkd.errors import DataError, ModelError
 from dreamkd.events import OnEvent, Progress, ignore
 from dreamkd.metrics import Accuracy, Agreement
@@ -47,6 +47,7 @@ class Evaluation:
         return asdict(self)
 
 
+@ordinary()
 def evaluate(
     classifier: Classifier,
     image_set: ImageSet,

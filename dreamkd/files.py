@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dreamkd.errors import RunError, said
+from dreamkd.errors import DataError, RunError, said
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -183,6 +184,34 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, in hexadecimal, read in pieces.
+
+    Raises: DataError: there is no such file; or it cannot be read, as `withheld` tells.
+    """
+    if not is_file(path):
+        raise DataError(f"{path} is missing although the manifest lists it")
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {said(error)}") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; what `Path.is_file` says of others depends on Python.
+
+    Raises: DataError: it cannot be found out, as `withheld` tells.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {said(error)}") from error
+
+
+def withheld(error: Exception) -> bool:
+    """Whether a file is not given by the system: what it holds may be whole, and is no damage."""
+    return isinstance(error.__cause__, OSError) and not isinstance(
+        error.__cause__, FileNotFoundError | NotADirectoryError
+    )

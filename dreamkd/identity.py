@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from dreamkd.errors import RunError
 
 #: The file of a run folder that says what the run is.
 RESOLVED = "resolved.json"
@@ -42,8 +44,23 @@ def device_kind(device: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages whose arithmetic a run depends on."""
-    return {name: version(name) for name in ("dreamkd", "torch", "torchvision", "timm")}
+    """Versions of the packages whose arithmetic a run depends on.
+
+    Raises: RunError: as of `installed`.
+    """
+    return {name: installed(name) for name in ("dreamkd", "torch", "torchvision", "timm")}
+
+
+def installed(package: str) -> str:
+    """The version of a package.
+
+    Raises: RunError: it is not installed, as ours where its source alone is on PYTHONPATH.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        source = "." if package == "dreamkd" else package
+        raise RunError(f"{package} is not installed: python -m pip install {source}") from None
 
 
 def differing(

@@ -24,7 +24,14 @@ from torch import Tensor
 
 from dreamkd import manifest
 from dreamkd.errors import DataError, said
-from dreamkd.files import make_folders, remove, sha256_file, write_all, write_atomically
+from dreamkd.files import (
+    is_file,
+    make_folders,
+    remove,
+    sha256_file,
+    write_all,
+    write_atomically,
+)
 from dreamkd.manifest import Shard
 from dreamkd.samples import (
     KEY,
@@ -132,15 +139,14 @@ class Folders:
         """Check the files of batch `k` against its manifest line.
 
         Raises:
-            DataError: a file is missing, or its bytes are not those recorded; the message names it.
+            DataError: a file is missing, cannot be read, or its bytes are not those recorded; the
+                message names it.
         """
         path = self.path(k)
-        if not path.is_file():
-            raise DataError(f"{path} is missing although the manifest lists it")
         if sha256_file(path) != shard.sha256:
             raise difference(path.name, self.read(k), shard)
         pictures = self.pictures(k)
-        missing = [picture for picture in pictures if not picture.path.is_file()]
+        missing = [picture for picture in pictures if not is_file(picture.path)]
         if missing:
             others = f", as are {len(missing) - 1} more" if missing[1:] else ""
             raise DataError(f"{missing[0].path} of {path.name} is missing{others}")

@@ -18,7 +18,7 @@ from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
 from dreamkd.course import full_steps, graphs
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, Work, enough_memory
+from dreamkd.engine import Runtime, Work, enough_memory, ordinary
 from dreamkd.errors import ConfigError, RunError
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.files import require_room
@@ -51,6 +51,7 @@ class Inversion:
         return asdict(self)
 
 
+@ordinary()
 def invert(
     config: InvertConfig,
     *,

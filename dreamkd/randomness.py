@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Generator
+
+from dreamkd.errors import RunError
+
+#: Of the process, as the generator is that it stands for.
+_GLOBAL_GENERATOR = threading.Lock()
 
 
 def generator_for(seed: int, *name: str | int) -> Generator:
@@ -16,3 +24,22 @@ def generator_for(seed: int, *name: str | int) -> Generator:
     generator = Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return generator
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one distillation at a time run in this process. It also decorates a function.
+
+    Dropout and the like draw from torch's global generator, which is seeded around every step and
+    put back: of two students in two threads, each would get draws that are the other's.
+
+    Raises: RunError: another one runs, in another thread, or in the one that asks.
+    """
+    if not _GLOBAL_GENERATOR.acquire(blocking=False):
+        raise RunError(
+            "another distillation runs in this process; start it in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _GLOBAL_GENERATOR.release()

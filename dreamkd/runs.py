@@ -155,10 +155,12 @@ class Run:
         """The newest saved state of that name; None if there is none, or only a damaged one.
 
         What a state held can be made again: damage costs time, and is told to `on_event`.
+
+        Raises: RunError: the system does not give it, which is no damage; it is left as it is.
         """
         path = self._state(name)
         try:
-            return states.read(path) if path.exists() else None
+            return states.read(path) if exists(path, option="--out") else None
         except ModelError as error:
             on_event(Hint(f"{error}; what it held is made again"))
             return None

@@ -101,11 +101,10 @@ def verify(path: Path, shard: Shard) -> None:
     """Check a shard's file against its manifest line.
 
     Raises:
-        DataError: the file is missing, or its bytes are not those recorded; the message says what
-            is damaged, or that the pixels are intact and only the encoding differs.
+        DataError: the file is missing, cannot be read, or its bytes are not those recorded; the
+            message says what is damaged, or that the pixels are intact and only the encoding
+            differs.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is missing although the manifest lists it")
     if sha256_file(path) == shard.sha256:
         return
     raise difference(path.name, read(path), shard)

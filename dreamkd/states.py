@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dreamkd import checkpoint
-from dreamkd.errors import ModelError
+from dreamkd.errors import ModelError, RunError, said
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -26,9 +26,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write` was given, to the bit.
 
-    Raises: ModelError: it is not what was written.
+    Raises:
+        ModelError: it is not what was written.
+        RunError: the system does not give it; what it holds may be whole.
     """
-    saved = checkpoint.read(path)
+    try:
+        saved = checkpoint.read(path)
+    except ModelError as error:
+        if not isinstance(error.__cause__, OSError | RuntimeError):  # these of torch's mapping
+            raise
+        raise RunError(
+            f"cannot read {path}: {said(error.__cause__)}; make it readable, or remove it to have "
+            "what it held made again"
+        ) from error
     text = saved.metadata.get("facts", "")
     if saved.metadata.get("sha256") != _sha256(saved.state, text):
         raise ModelError(f"{path} is damaged")

@@ -2,18 +2,25 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+import torch
 
 import dreamkd
 from dreamkd.config import ModelConfig
-from dreamkd.errors import ConfigError
+from dreamkd.engine.ambient import ordinary
+from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.events import Event, Progress
 from dreamkd.models import Classifier
 from tests.conftest import PLAIN
 
 QUICK = {**PLAIN, "image_steps": 2, "image_batch_size": 20}
+STUDENT = {**QUICK, "first_batches": 1, "rounds": 1, "steps": 3, "batch_size": 8}
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
@@ -107,3 +114,122 @@ def test_a_bare_module_is_refused_in_one_line(digits: Classifier) -> None:
 def test_it_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'invrt'"):
         dreamkd.invrt  # noqa: B018
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "meta": lambda: torch.device("meta"),
+    "a GPU that may not be here": lambda: torch.device("cuda"),
+    "meta for all": lambda: default_device("meta"),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+}
+
+
+def modes() -> list[object]:
+    """Torch's as they are; a device only where asking for it makes nothing on it."""
+    stack = torch.overrides._get_current_function_mode_stack()
+    torch.autocast_increment_nesting()
+    return [
+        torch.autocast_decrement_nesting(),
+        torch.is_autocast_cache_enabled(),
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        [getattr(mode, "device", mode) for mode in stack],
+    ]
+
+
+def images(folder: Path) -> bytes:
+    """Of a short inversion."""
+    network = dreamkd.load("digits_resnet14")
+    dreamkd.invert(network, per_class=1, out=folder, **QUICK)
+    return (folder / "shards" / "shard-000000.tar").read_bytes()
+
+
+def student(folder: Path) -> bytes:
+    """Of a short distillation, whose own autocast casts weights that change from step to step."""
+    short = {**STUDENT, "image_batch_size": 10, "precision": "bf16"}
+    run = dreamkd.distill("digits_resnet14", "cifar_resnet8", out=folder, **short)
+    return Path(run.student).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[[Path], bytes], bytes]:
+    return {make: make(tmp_path_factory.mktemp("made") / "run") for make in (images, student)}
+
+
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    [
+        *((images, mode) for mode in MODES),
+        *((student, mode) for mode in ("autocast", "float64", "inference")),
+    ],
+)
+def test_nothing_depends_on_the_modes_it_is_called_in_and_none_is_changed(
+    make: Callable[[Path], bytes],
+    mode: str,
+    made: dict[Callable[[Path], bytes], bytes],
+    tmp_path: Path,
+) -> None:
+    with MODES[mode]():
+        before = modes()
+        assert make(tmp_path / "run") == made[make]
+        assert modes() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_are_put_back_after_an_exception(mode: str, tmp_path: Path) -> None:
+    with MODES[mode]():
+        before = modes()
+        with pytest.raises(RuntimeError, match="of the caller"), ordinary():
+            raise RuntimeError("of the caller")
+        assert modes() == before
+
+
+def test_a_second_distillation_in_one_process_is_refused_at_once(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(RunError) as error:
+            dreamkd.distill("digits_resnet14", "cifar_resnet8", out=tmp_path / "b", **STUDENT)
+        said.append(str(error.value))
+
+    def ask() -> bool:
+        """While the first one works: from another thread, and from its own."""
+        thread = Thread(target=second)
+        thread.start()
+        thread.join()
+        second()
+        return True
+
+    with pytest.raises(Stopped):
+        dreamkd.distill(
+            "digits_resnet14", "cifar_resnet8", out=tmp_path / "a", should_stop=ask, **STUDENT
+        )
+    line = "another distillation runs in this process; start it in a process of its own"
+    assert len(said) >= 2
+    assert set(said) == {line}
+    assert not (tmp_path / "b").exists()
+    dreamkd.distill("digits_resnet14", "cifar_resnet8", out=tmp_path / "a", **STUDENT)

@@ -1,6 +1,9 @@
 """The bank: written beside the caller, seen by it at once, and never lost on the way out."""
 
+import builtins
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -199,3 +202,76 @@ def test_the_page_skips_damaged_batches(run: Run) -> None:
     with Image.open(run.folder / "contact-sheet.png") as page:
         shown = [page.getpixel((66 * i, 0)) for i in range(3)]
     assert shown == [(50, 50, 50), (50, 50, 50), (255, 255, 255)]
+
+
+def unreadable(path: Path, patch: pytest.MonkeyPatch, *, code: int, call: str) -> None:
+    """What the system says to those who may not; root may do anything."""
+
+    def refused(given: Any, kept: Any) -> Any:
+        if Path(given) == path:
+            raise OSError(code, os.strerror(code), str(path))
+        return kept()
+
+    plain, stat = builtins.open, Path.stat
+    if call == "open":
+        patch.setattr("builtins.open", lambda p, *a, **k: refused(p, lambda: plain(p, *a, **k)))
+    else:
+        patch.setattr(Path, "stat", lambda p, **k: refused(p, lambda: stat(p, **k)))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("shards", "shards/shard-000000.tar"),
+        ("folder", "records/batch-000000.jsonl"),
+        ("folder", "images/b/00000000.png"),
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "stat"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_is_not_made_again(
+    run: Run, name: str, file: str, call: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[events.Event] = []
+    path = run.folder / file
+    with Bank(run, files=FORMATS[name](run.folder, ["a", "b"]), on_event=heard.append) as bank:
+        add(bank, 0)
+        bank.flush()
+        line = f"cannot read {path}: {os.strerror(code)}; make it readable, then run the same"
+        with monkeypatch.context() as patch:
+            unreadable(path, patch, code=code, call=call)
+            with pytest.raises(RunError, match=f"^{line} command"):
+                bank.held([0])
+        assert not heard
+        assert bank.held([0]) == [True]
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR])
+def test_what_is_not_there_is_made_again(
+    run: Run, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it goes between a look and the reading."""
+    heard: list[events.Event] = []
+    with Bank(run, on_event=heard.append) as bank:
+        add(bank, 0)
+        bank.flush()
+        for call in ("open", "stat"):
+            with monkeypatch.context() as patch:
+                unreadable(Tars(run.folder).path(0), patch, code=code, call=call)
+                assert bank.held([0]) == [False]
+    assert len(heard) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with Bank(run) as bank:
+        add(bank, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", refuse)
+            with pytest.raises(RunError, match=r"^cannot look into .*shards: Permission denied;"):
+                bank.complete()
+        bank.complete()

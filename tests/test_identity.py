@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,18 @@ def test_a_default_folder_is_named_without_any_ending(
     for ending in identity.FILES:
         assert default_folder("invert", f"net{ending}", {}) == Path("runs/invert-net-1")
     assert default_folder("invert", "net.pkl", {}) == Path("runs/invert-net-1")
+
+
+@pytest.mark.parametrize(("package", "source"), [("dreamkd", r"\."), ("timm", "timm")])
+def test_a_source_that_is_not_installed_is_one_line(
+    package: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name == package:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(identity, "version", version)
+    line = f"^{package} is not installed: python -m pip install {source}$"
+    with pytest.raises(RunError, match=line):
+        identity.versions()

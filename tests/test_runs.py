@@ -15,7 +15,7 @@ import torch
 from dreamkd import identity
 from dreamkd.config import InvertConfig
 from dreamkd.errors import RunError
-from dreamkd.events import Note, Progress
+from dreamkd.events import Event, Hint, Note, Progress
 from dreamkd.runs import default_folder, open_run
 
 RESOLVED = {
@@ -184,6 +184,60 @@ def test_state_comes_back_to_the_bit(folder: Path) -> None:
     assert saved is not None
     assert saved[1] == {"step": 5, "seconds": 0.1}
     assert all(torch.equal(saved[0][name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EACCES, "Permission denied"),
+        (errno.EIO, "Input/output error"),
+        (errno.ESTALE, "Stale file handle"),
+    ],
+)
+def test_a_state_that_cannot_be_read_is_no_damage_and_stays(
+    folder: Path, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Event] = []
+    path = folder / "state-student.safetensors"
+    with open_run(folder) as run:
+        run.save_state("student", {"w": torch.ones(3)}, {"step": 5})
+        before = path.read_bytes()
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(code, os.strerror(code), str(path))
+
+        read = (
+            f"^cannot read {path}: {said}; make it readable, or remove it to have what it held "
+            "made again$"
+        )
+        look = rf"^{path}: cannot be looked for \({said}\); choose another --out$"
+        for call, line in (
+            ("builtins.open", read),
+            ("dreamkd.checkpoint.safe_open", read),
+            ("pathlib.Path.stat", look),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(call, refuse)
+                with pytest.raises(RunError, match=line):
+                    run.load_state("student", on_event=heard.append)
+        assert not heard
+        assert path.read_bytes() == before
+        saved = run.load_state("student")
+    assert saved is not None
+    assert saved[1] == {"step": 5}
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, None])
+def test_a_state_that_is_there_and_wrong_is_damage(folder: Path, content: bytes | None) -> None:
+    heard: list[Event] = []
+    with open_run(folder) as run:
+        run.save_state("student", {"w": torch.ones(3)}, {"step": 5})
+        path = folder / "state-student.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+        assert run.load_state("student", on_event=heard.append) is None
+    (hint,) = heard
+    assert isinstance(hint, Hint)
+    assert hint.text.endswith("; what it held is made again")
 
 
 @pytest.mark.parametrize(

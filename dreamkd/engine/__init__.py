@@ -1,5 +1,6 @@
 """What every loop shares: where it computes, at which rate, behind which guards."""
 
+from dreamkd.engine.ambient import ordinary
 from dreamkd.engine.compiling import Work, compile_step, worth_compiling
 from dreamkd.engine.fixed import fixed
 from dreamkd.engine.guards import LOOK, check_finite, diverged, enough_memory
@@ -33,6 +34,7 @@ __all__ = [
     "normalise",
     "on_device",
     "optimizer",
+    "ordinary",
     "rate",
     "renormalise",
     "require_memory",
