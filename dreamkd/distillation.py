@@ -87,7 +87,7 @@ def distill(
         Stopped: `should_stop` said so; the same call goes on.
     """
     workers, own = Workers.of_environment(), Own(teacher, student)
-    with workers.joined():
+    with workers.joined(on_event):
         if workers.leads:
             return _lead(config, workers, own, on_event=on_event, should_stop=should_stop)
         return _follow(workers, own, on_event=on_event, should_stop=should_stop)

@@ -12,6 +12,9 @@ What the processes say to each other goes over gloo, from the CPU; tensors on GP
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from dreamkd.errors import ConfigError, Stopped, said
-from dreamkd.events import Event, Hint, OnEvent
+from dreamkd.events import Event, Hint, OnEvent, ignore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +31,9 @@ T = TypeVar("T")
 
 #: A worker may wait for another as long as a batch takes, or a whole share.
 _PATIENCE = timedelta(days=365)
+
+#: Seconds until it is said that others are missing, until they are given up, between two looks.
+_SILENT, _LIMIT, _LOOK = 5.0, 600.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Workers:
     def of_environment(cls) -> Workers:
         """As torchrun's variables say; alone where it did not start this process.
 
-        Raises: ConfigError: one of them is no number, or they do not go together.
+        Raises: ConfigError: one of them is no number or no port, or they do not go together.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not {*names, "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -54,6 +60,11 @@ class Workers:
         if wrong:
             given = ", ".join(f"{name}={said[name]}" for name in wrong)
             raise ConfigError(f"{given}: not as torchrun sets it; unset RANK to run one process")
+        if int(said["MASTER_PORT"]) not in range(1, 1 << 16):
+            raise ConfigError(
+                f"MASTER_PORT={said['MASTER_PORT']}: a port is 1..65535; "
+                "choose a free one, or unset RANK to run one process"
+            )
         return cls(*(int(said[name]) for name in names))
 
     @property
@@ -62,19 +73,18 @@ class Workers:
         return self.rank == 0
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Hold the processes connected while the block lasts."""
+    def joined(self, on_event: OnEvent = ignore) -> Iterator[None]:
+        """Hold the processes connected while the block lasts.
+
+        Args: on_event: hears whom this one waits for, if that takes long.
+        Raises: ConfigError: the others do not come, or are not reached; nothing was created.
+        """
         if self.world == 1:
             yield
             return
-        import torch
         from torch import distributed
 
-        gpus = torch.cuda.is_available() and distributed.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        distributed.init_process_group(
-            backend, rank=self.rank, world_size=self.world, timeout=_PATIENCE
-        )
+        _Meeting(self).wait(on_event)
         try:
             yield
         finally:
@@ -200,11 +210,89 @@ class Workers:
 ALONE = Workers()
 
 
+class _Meeting(threading.Thread):
+    """How processes find each other: as torch does it, but beside the main thread.
+
+    No handler of Python runs while torch waits, so Ctrl-C and SIGTERM are heard in the main thread.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(daemon=True)  # it ends with the process, wherever it waits
+        self._workers = workers
+        self._place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        self._missing = "the leader"
+        self._error: Exception | None = None
+        self._left = False  # nobody waits for it any more
+
+    def wait(self, on_event: OnEvent) -> None:
+        """Return once all are connected.
+
+        Raises: ConfigError: they do not come, or torch cannot connect them.
+        """
+        began, told, fact = time.monotonic(), False, ""
+        me, place = self._workers, "{}:{}".format(*self._place)
+        self.start()
+        try:
+            while self.is_alive() and not fact:
+                self.join(_LOOK)
+                waited = time.monotonic() - began
+                if waited > _LIMIT:
+                    fact = f"no sign of {self._missing} in {waited:.0f} s"
+                elif waited > _SILENT and not told:
+                    told = True
+                    on_event(Hint(f"worker {me.rank}: waiting for {self._missing} at {place}"))
+        finally:
+            self._left = True
+        if self._error:
+            fact = said(self._error)
+        if fact:
+            raise ConfigError(
+                f"RANK={me.rank} of WORLD_SIZE={me.world} at {place}: {fact}; "
+                "start all with torchrun, on a free port, or unset RANK to run one process"
+            ) from self._error
+
+    def run(self) -> None:
+        """Connect them, in the thread."""
+        import torch
+        from torch import distributed
+
+        rank, world = self._workers.rank, self._workers.world
+        try:
+            while not self._answers():
+                if self._left:
+                    return
+                time.sleep(_LOOK)
+            self._missing = f"{world - 1} worker{'s' * (world > 2)}"
+            gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+            distributed.init_process_group(backend, rank=rank, world_size=world, timeout=_PATIENCE)
+        except Exception as error:  # whatever torch and gloo say of it
+            self._error = error
+
+    def _answers(self) -> bool:
+        """Whether the leader can be reached; torch would try as long, with a warning each time."""
+        # An agent of torchrun holds the port for all; else the leader does, and must know its name.
+        hosts = self._workers.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        try:
+            if hosts:
+                socket.getaddrinfo(*self._place)
+            else:
+                socket.create_connection(self._place, timeout=1.0).close()
+        except (OSError, UnicodeError) as error:
+            self._missing = f"the leader ({said(error)})"
+            return False
+        return True
+
+
 @contextmanager
 def _missed() -> Iterator[None]:
     """A connection that breaks is mostly a worker that ended early, and has said why."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:  # of this one, which can say what to do
+        raise
     except RuntimeError as error:  # whatever gloo or NCCL says of it
         raise Stopped(
             f"another worker failed, or is not reached ({said(error)}); unless it says why, what "

@@ -72,7 +72,7 @@ def invert(
         Stopped: `should_stop` said so; the same call goes on.
     """
     workers = Workers.of_environment()
-    with workers.joined():
+    with workers.joined(on_event):
         if workers.leads:
             return _lead(config, workers, teacher, on_event=on_event, should_stop=should_stop)
         return _follow(workers, teacher, on_event=on_event, should_stop=should_stop)

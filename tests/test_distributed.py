@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import distillation, models, states
+from dreamkd import distillation, distributed, models, states
 from dreamkd.cli import main
 from dreamkd.distributed import Workers, _missed
 from dreamkd.errors import ConfigError, RunError, Stopped
+from dreamkd.events import Event, Hint
 from dreamkd.inversion import _refuse_to_share
 from dreamkd.materials import Materials, Own
 from tests.conftest import distill_config, invert_config
@@ -65,6 +67,40 @@ def test_variables_that_torchrun_does_not_set_so_are_one_line(
     assert main(["invert", "digits_resnet14"]) == 2
     line = f"{said}: not as torchrun sets it; unset RANK to run one process"
     assert capsys.readouterr().err == f"dreamkd: error: {line}\n"
+
+
+def test_a_worker_without_a_leader_says_so_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings(monkeypatch, ENVIRONMENT | MASTER)  # where nobody listens
+    monkeypatch.setattr(distributed, "_SILENT", 0.2)
+    monkeypatch.setattr(distributed, "_LIMIT", 0.4)
+    heard: list[Event] = []
+    with pytest.raises(ConfigError, match=r"no sign of the leader .*unset RANK to run one"):
+        Workers.of_environment().joined(heard.append).__enter__()
+    assert heard == [Hint("worker 1: waiting for the leader (Connection refused) at localhost:1")]
+
+
+def test_a_port_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as taken:
+        said = {"99999": r"a port is 1\.\.65535", str(taken.getsockname()[1]): "EADDRINUSE.* free"}
+        for port, line in said.items():
+            surroundings(monkeypatch, ENVIRONMENT | MASTER | {"RANK": "0", "MASTER_PORT": port})
+            with pytest.raises(ConfigError, match=line):
+                Workers.of_environment().joined().__enter__()
+
+
+@pytest.mark.slow
+def test_a_lonely_leader_hears_sigterm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    surroundings(monkeypatch, ENVIRONMENT | MASTER | {"RANK": "0", "MASTER_PORT": str(port)})
+    process = kills.start(QUICK, tmp_path / "run")
+    with socket.socket() as seen:
+        while seen.connect_ex(("localhost", port)):
+            assert process.poll() is None
+            time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 143
 
 
 def test_the_shares_make_up_the_whole() -> None:
@@ -260,3 +296,5 @@ def test_a_worker_promises_nothing_that_another_may_have_refused() -> None:
     line = r"is not reached \(gone\); unless it says why, .* the same command continues"
     with pytest.raises(Stopped, match=line), _missed():
         raise RuntimeError("gone\nsomewhere")
+    with pytest.raises(torch.OutOfMemoryError), _missed():
+        raise torch.OutOfMemoryError("of this one, which can say what to do")

@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Sequence
 
 from dreamkd.cli.signals import StopRequest
-from dreamkd.cli.streams import one_line, prepare_streams
-from dreamkd.errors import DreamkdError, Stopped
+from dreamkd.cli.streams import one_line, prepare_streams, say
+from dreamkd.errors import DreamkdError, RunError, Stopped
 
 __all__ = ["main"]
 
@@ -36,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = stop.exit_code or 130
         return _end("terminated" if code == 143 else "interrupted", code)
+    except MemoryError:
+        what = "memory ran out; free some, or make the batches smaller"
+        return _end(f"error: {what}", RunError.exit_code)
     except Exception:
         # Ours to mend: the whole traceback, for the report.
-        traceback.print_exc(file=sys.stderr)
+        say(traceback.format_exc().rstrip("\n"))
         return 1
 
 
@@ -56,5 +59,5 @@ def _run(argv: Sequence[str], stop: StopRequest) -> int:
 
 
 def _end(line: str, code: int) -> int:
-    print(one_line(f"dreamkd: {line}"), file=sys.stderr)
+    say(one_line(f"dreamkd: {line}"))
     return code

@@ -1,4 +1,4 @@
-"""`python -m dreamkd.cli`, for where the `dreamkd` script is not on the path."""
+"""`python -m dreamkd.cli`, the same as `python -m dreamkd`."""
 
 import sys
 

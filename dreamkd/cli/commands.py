@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,14 @@ from typing import Any
 from rich.console import RenderableType
 
 from dreamkd.cli import tables
+from dreamkd.cli.caches import settle_compiler_cache
 from dreamkd.cli.display import display
 from dreamkd.cli.options import ordered
 from dreamkd.cli.streams import document, write_result
 from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfig
 from dreamkd.distributed import Workers
 from dreamkd.errors import ConfigError, DreamkdError
-from dreamkd.events import Hint, Note, OnEvent
+from dreamkd.events import Note, OnEvent
 from dreamkd.files import exists
 
 ShouldStop = Callable[[], bool]
@@ -46,10 +46,10 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
     Raises: DreamkdError: what the workflow raises, or what its result amounts to.
     """
     workers = Workers.of_environment()
-    if workers.world > 1 and command not in _SHARED:
+    if workers.world > 1 and command not in _OPTIMISING:
         raise ConfigError(f"{command} is the work of one process: run it without torchrun")
     with _silent(config.quiet), display(quiet=config.quiet, live=workers.leads) as on_event:
-        _drop_unusable_cache(on_event)
+        settle_compiler_cache(on_event, needed=command in _OPTIMISING)
         if config.verbose and workers.leads:
             for field in ordered(type(config)):
                 on_event(Note(f"{field.name} = {getattr(config, field.name)}"))
@@ -159,26 +159,8 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("No CUDA runtime is found")
 
 
-def _drop_unusable_cache(on_event: OnEvent) -> None:
-    """Leave the compiler's cache where torch puts it by itself if it cannot be where it should.
-
-    torch makes the folder when it is imported, and cannot be imported where that fails.
-    """
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if folder is None:
-        return
-    try:
-        os.makedirs(folder, exist_ok=True)
-        usable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError:
-        usable = False
-    if not usable:
-        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-        on_event(Hint(f"TORCHINDUCTOR_CACHE_DIR {folder} cannot be written; the default is used"))
-
-
-#: Commands whose work the processes of torchrun share.
-_SHARED = ("invert", "distill")
+#: Commands that optimise: torchrun's processes share their work, and torch wants its compiler.
+_OPTIMISING = ("invert", "distill")
 
 RUN: dict[str, Callable[..., Answer]] = {
     "inspect": inspect,

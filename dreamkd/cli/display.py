@@ -6,15 +6,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from dreamkd import events
-from dreamkd.cli.streams import one_line
+from dreamkd.cli.streams import Heedless, one_line, say
 from dreamkd.events import Event, Finished, Hint, Note, OnEvent
 
 #: A plain line of progress is written at most this often, in seconds.
@@ -57,12 +57,12 @@ class Lines:
         if isinstance(event, Finished):
             self._phases.pop(event.phase, None)
             self.catch_up()
-        _write(_text(event))
+        say(one_line(_text(event)))
 
     def catch_up(self) -> None:
         """Write the newest line if it has not been: nothing is expected to come."""
         if self._untold:
-            _write(self._untold)
+            say(one_line(self._untold))
             self._untold = ""
 
     def _progress(self, event: events.Progress) -> None:
@@ -133,13 +133,15 @@ def duration(seconds: float) -> str:
 
 
 def _new_bars() -> Progress:
+    # rich writes when told to, from a thread of its own, and at the end: whichever may fail.
+    stream = cast("IO[str]", Heedless(sys.stderr))
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
         TimeRemainingColumn(),
         TextColumn("{task.fields[terms]}", style="dim", markup=False),
-        console=Console(stderr=True, highlight=False, emoji=False),
+        console=Console(file=stream, highlight=False, emoji=False),
         transient=True,
         refresh_per_second=4,  # the cores have other work
     )
@@ -153,9 +155,3 @@ def _text(event: Note | Hint | Finished) -> str:
 
 def _terms(terms: Mapping[str, float]) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in terms.items()]
-
-
-def _write(line: str) -> None:
-    # A reader of stderr that has gone away must not end a run of days.
-    with suppress(OSError, ValueError):
-        print(one_line(line), file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from dreamkd.cli.streams import writing_to_stdout
 from dreamkd.config import (
     BY_PRESET,
     COMMANDS,
@@ -45,7 +46,9 @@ class Request:
 def parse(argv: Sequence[str]) -> Request | int:
     """The request in `argv`, or the exit code if Typer answered it (help, version).
 
-    Raises: ConfigError: unknown command or option, illegal or missing value.
+    Raises:
+        ConfigError: unknown command or option, illegal or missing value.
+        RunError: stdout cannot be written, where Typer's answer goes.
     """
     argv = list(argv) or ["--help"]
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
@@ -53,8 +56,10 @@ def parse(argv: Sequence[str]) -> Request | int:
             f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; "
             f"there are {', '.join(COMMANDS)}"
         )
+    answer: Any = None
     try:
-        answer = application()(argv, prog_name="dreamkd", standalone_mode=False)
+        with writing_to_stdout():
+            answer = application()(argv, prog_name="dreamkd", standalone_mode=False)
     except SystemExit:  # rich's answer to `--help | head`
         return 0
     except Exception as error:
@@ -139,7 +144,7 @@ def _command(name: str, config: type) -> Callable[..., Request]:
         values = {
             key: _given(fields[key], value) for key, value in given.items() if value is not None
         }
-        settings = read_file(Path(file)) if file is not None else None
+        settings = read_file(Path(file), known=fields) if file is not None else None
         return Request(name, merge(config, values, file=settings))
 
     parameters = [_parameter(field) for field in fields.values()]
@@ -200,7 +205,7 @@ def _show_version(wanted: bool | None) -> None:
     if wanted:
         from importlib.metadata import version  # slow, and wanted only here
 
-        print(f"dreamkd {version('dreamkd')}")
+        print(f"dreamkd {installed('dreamkd')}")
         raise typer.Exit
 
 

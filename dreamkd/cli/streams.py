@@ -6,7 +6,9 @@ import json
 import math
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from dreamkd.errors import RunError, said
 
@@ -27,13 +29,54 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+class Heedless:
+    """A stream that drops what it cannot write: a terminal that is lost must not end a run of days.
+
+    In all else it is the stream that it is made of.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` if that is possible."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written if that is possible."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def say(text: str) -> None:
+    """Write `text` and a line break to stderr if that is possible."""
+    stream = Heedless(sys.stderr)
+    stream.write(text + "\n")
+    stream.flush()
+
+
 def write_result(text: str) -> None:
     """Write to stdout. A reader that has gone away (`| head`) is no error.
 
     Raises: RunError: stdout cannot be written, for instance on a full disk.
     """
-    try:
+    with writing_to_stdout():
         sys.stdout.write(text)
+
+
+@contextmanager
+def writing_to_stdout() -> Iterator[None]:
+    """What the block writes to stdout is written at its end; if the reader left, it is dropped.
+
+    Raises: RunError: stdout cannot be written, for instance on a full disk.
+    """
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         # What is left in the buffer must not fail again when Python exits.

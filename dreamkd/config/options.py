@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import reprlib
+import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path, PurePath
@@ -161,7 +163,17 @@ class OptionField:
             raise wrong from None
         if self.kind is str and (converted == "" or "\0" in converted):
             raise wrong  # neither a name nor a path
+        if self.kind is str:
+            self._require_encodable(converted)
         return converted
+
+    def _require_encodable(self, text: str) -> None:
+        try:
+            os.fsencode(text)  # half a character, "\ud800" in JSON, has no bytes
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{self.flag}: {_shown(text)} cannot be written in {sys.getfilesystemencoding()}"
+            ) from None
 
     def _within(self, value: float) -> bool:
         o = self.option
@@ -228,9 +240,10 @@ def merge(
     return built
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path, *, known: Container[str]) -> dict[str, Any]:
     """The settings in a TOML or JSON file, or in a run's `resolved.json` (its `config`).
 
+    Args: known: the names of options; with a table `config` none may stand outside of it.
     Raises: ConfigError: missing, unreadable, or not a table of settings.
     """
     try:
@@ -238,13 +251,20 @@ def read_file(path: Path) -> dict[str, Any]:
             content = file.read(_FILE_LIMIT + 1)
         if len(content) > _FILE_LIMIT:
             raise ConfigError(f"--config {path}: larger than 16 MiB, so not a file of settings")
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # editors may begin it with a mark
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise ConfigError(f"--config {path}: not valid TOML or JSON ({error})") from None
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        # What a run records beside them, such as its teacher, may have the name of an option.
+        outside = () if "requested" in values else values
+        if key := next((key for key in outside if key.replace("-", "_") in known), None):
+            raise ConfigError(
+                f"--config {path}: {key} is given beside the table 'config'; "
+                "put all settings into that table, or none"
+            )
         values = values["config"]
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected a table of settings")

@@ -153,6 +153,25 @@ def test_a_dumb_terminal_gets_lines(
         assert isinstance(on_event, Lines)
 
 
+def test_a_lost_terminal_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = pty.openpty()
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with display(quiet=False) as on_event:
+        assert isinstance(on_event, Bars)
+        on_event(Progress("images", 1, 8, "steps"))
+        os.close(reader)
+        on_event(Note("nobody reads this"))
+        on_event(Progress("images", 2, 8, "steps"))
+        on_event.bars.refresh()  # what rich's thread calls
+        print("nor this", file=sys.stderr, flush=True)
+        on_event(Finished("images", 2))
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Input/output error"):
+        stream.close()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -30,6 +30,9 @@ def inspect_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], None]:
     return put
 
 
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
 def python(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *argv], capture_output=True, text=True, timeout=60, check=False, **options
@@ -77,6 +80,15 @@ def test_our_bugs_keep_their_traceback(
     assert streams.out == ""
     assert streams.err.startswith("Traceback")
     assert streams.err.endswith("ZeroDivisionError: a bug\n")
+
+
+def test_memory_that_ran_out_is_one_line_and_6(
+    inspect_does: Callable[[Command], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect_does(lambda *_, **__: commands.Answer({"a": bytearray(2**62)}, ()))
+    assert main(["inspect", "m"]) == 6
+    line = "dreamkd: error: memory ran out; free some, or make the batches smaller\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_result_with_an_error_is_shown_before_it(
@@ -221,7 +233,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@needs_dev_full
 def test_stdout_on_a_full_disk_is_an_error() -> None:
     code = (
         "import sys; from dreamkd.cli import commands, main\n"
@@ -234,3 +246,37 @@ def test_stdout_on_a_full_disk_is_an_error() -> None:
         )
     assert done.returncode == 6
     assert done.stderr == b"dreamkd: error: stdout cannot be written: No space left on device\n"
+
+
+@needs_dev_full
+@pytest.mark.parametrize("argv", [["--help"], ["inspect", "-h"], ["--version"]])
+def test_so_is_a_page_of_help_on_one(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(argv) == 6
+    error = capsys.readouterr().err
+    assert error == "dreamkd: error: stdout cannot be written: No space left on device\n"
+
+
+@needs_dev_full
+@pytest.mark.parametrize(("error", "code"), [("DataError('no')", 5), ("ZeroDivisionError", 1)])
+def test_an_error_that_cannot_be_written_keeps_its_code(error: str, code: int) -> None:
+    program = (
+        "import sys; from dreamkd.cli import commands, main; from dreamkd.errors import *\n"
+        f"def fail(*_, **__): raise {error}\n"
+        "commands.RUN['inspect'] = fail\n"
+        "print(code := main(['inspect', 'm'])); sys.exit(code)"
+    )
+    with open("/dev/full", "w") as stderr:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=stderr, check=False
+        )
+    assert (done.stdout, done.returncode) == (f"{code}\n".encode(), code)
+
+
+def test_the_package_is_the_program_too() -> None:
+    done = python("-m", "dreamkd", "evl")
+    assert done.returncode == 2
+    assert done.stderr.startswith("dreamkd: error: unknown command 'evl' (did you mean 'eval'?)")

@@ -268,6 +268,13 @@ def test_flag_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
         ("a.json", '{"threads": null}', "--threads: None is not a whole number"),
         ("a.json", '{"ce": NaN}', "--ce: nan is not a finite number"),
         ("a.json", '{"out": "a\\u0000b"}', r"--out: 'a\x00b' is not text"),
+        ("a.json", '{"out": "\\ud800"}', r"--out: '\ud800' cannot be written in utf-8"),
+        (
+            "a.toml",
+            "per-class = 3\n[config]\nseed = 1",
+            "--config a.toml: per-class is given beside the table 'config'; "
+            "put all settings into that table, or none",
+        ),
         ("a.json", '{"verifier": {"a": 1}}', "--verifier: {'a': 1} is not text"),
         ("a.json", '{"seed": %s}' % ("9" * 5000), "--config a.json: not valid TOML or JSON"),
         ("a.json", "[" * 100_000, "--config a.json: not valid TOML or JSON"),
@@ -297,10 +304,13 @@ def test_config_file_that_is_no_file(path: str, capsys: pytest.CaptureFixture[st
 
 def test_settings_of_a_run_are_a_config_file(tmp_path: Path) -> None:
     file = tmp_path / "resolved.json"
-    file.write_text('{"versions": {}, "config": {"model": "m", "mean": [0.5], "arch": null}}')
-    request = parse(["invert", "--config", str(file)])
-    assert isinstance(request, Request)
-    assert (request.config.model, request.config.mean) == ("m", (0.5,))
+    settings = '"config": {"model": "m", "mean": [0.5], "arch": null}'
+    # A run records its networks by the names of the options that asked for them.
+    for beside in ('"versions": {}', '"requested": {}, "student": {}, "bn_prior": null'):
+        file.write_text(f"{{{beside}, {settings}}}")
+        request = parse(["invert", "--config", str(file)])
+        assert isinstance(request, Request)
+        assert (request.config.model, request.config.mean) == ("m", (0.5,))
 
 
 @pytest.mark.parametrize("config", COMMANDS.values(), ids=COMMANDS)
