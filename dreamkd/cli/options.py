@@ -203,7 +203,7 @@ def _show_help(context: typer.Context, wanted: bool | None) -> None:
 
 def _show_version(wanted: bool | None) -> None:
     if wanted:
-        from importlib.metadata import version  # slow, and wanted only here
+        from dreamkd.identity import installed  # slow, and wanted only here
 
         print(f"dreamkd {installed('dreamkd')}")
         raise typer.Exit
