@@ -162,7 +162,9 @@ class Training:
             for moment, value in self._optimizer.state[parameter].items():
                 if value is not None:  # SGD without momentum keeps a None
                     tensors[f"{moment}.{name}"] = value
-        if not torch.stack([t.isfinite().all() for t in tensors.values()]).all():  # host sync
+        device = self.runtime.device  # an optimiser may count its steps on the CPU
+        finite = [t.isfinite().all().to(device) for t in tensors.values()]
+        if not torch.stack(finite).all():  # host sync
             what, steps = "a weight of the student became NaN or infinite", self.config.steps
             raise diverged(what, where=f"student step {self.step} of {steps}")
         return tensors, {"step": self.step, "seconds": self.seconds}
