@@ -12,28 +12,19 @@ What the processes say to each other goes over gloo, from the CPU; tensors on GP
 from __future__ import annotations
 
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from dreamkd.errors import ConfigError, Stopped, said
 from dreamkd.events import Event, Hint, OnEvent, ignore
+from dreamkd.rendezvous import meet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-
-#: A worker may wait for another as long as a batch takes, or a whole share.
-_PATIENCE = timedelta(days=365)
-
-#: Seconds until it is said that others are missing, until they are given up, between two looks.
-_SILENT, _LIMIT, _LOOK = 5.0, 600.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Workers:
             return
         from torch import distributed
 
-        _Meeting(self).wait(on_event)
+        meet(self.rank, self.world, on_event)
         try:
             yield
         finally:
@@ -208,80 +199,6 @@ class Workers:
 
 #: The one process of a job that is not shared.
 ALONE = Workers()
-
-
-class _Meeting(threading.Thread):
-    """How processes find each other: as torch does it, but beside the main thread.
-
-    No handler of Python runs while torch waits, so Ctrl-C and SIGTERM are heard in the main thread.
-    """
-
-    def __init__(self, workers: Workers) -> None:
-        super().__init__(daemon=True)  # it ends with the process, wherever it waits
-        self._workers = workers
-        self._place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        self._missing = "the leader"
-        self._error: Exception | None = None
-        self._left = False  # nobody waits for it any more
-
-    def wait(self, on_event: OnEvent) -> None:
-        """Return once all are connected.
-
-        Raises: ConfigError: they do not come, or torch cannot connect them.
-        """
-        began, told, fact = time.monotonic(), False, ""
-        me, place = self._workers, "{}:{}".format(*self._place)
-        self.start()
-        try:
-            while self.is_alive() and not fact:
-                self.join(_LOOK)
-                waited = time.monotonic() - began
-                if waited > _LIMIT:
-                    fact = f"no sign of {self._missing} in {waited:.0f} s"
-                elif waited > _SILENT and not told:
-                    told = True
-                    on_event(Hint(f"worker {me.rank}: waiting for {self._missing} at {place}"))
-        finally:
-            self._left = True
-        if self._error:
-            fact = said(self._error)
-        if fact:
-            raise ConfigError(
-                f"RANK={me.rank} of WORLD_SIZE={me.world} at {place}: {fact}; "
-                "start all with torchrun, on a free port, or unset RANK to run one process"
-            ) from self._error
-
-    def run(self) -> None:
-        """Connect them, in the thread."""
-        import torch
-        from torch import distributed
-
-        rank, world = self._workers.rank, self._workers.world
-        try:
-            while not self._answers():
-                if self._left:
-                    return
-                time.sleep(_LOOK)
-            self._missing = f"{world - 1} worker{'s' * (world > 2)}"
-            gpus = torch.cuda.is_available() and distributed.is_nccl_available()
-            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-            distributed.init_process_group(backend, rank=rank, world_size=world, timeout=_PATIENCE)
-        except Exception as error:  # whatever torch and gloo say of it
-            self._error = error
-
-    def _answers(self) -> bool:
-        """Whether the leader can be reached; torch would try as long, with a warning each time."""
-        # An agent of torchrun holds the port for all; else the leader does, and must know its name.
-        hosts = self._workers.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        try:
-            if hosts:
-                socket.getaddrinfo(*self._place)
-            else:
-                socket.create_connection(self._place, timeout=1.0).close()
-        except (OSError, UnicodeError) as error:
-            self._missing = f"the leader ({said(error)})"
-            return False
-        return True
 
 
 @contextmanager

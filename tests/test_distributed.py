@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import distillation, distributed, models, states
+from dreamkd import distillation, models, rendezvous, states
 from dreamkd.cli import main
 from dreamkd.distributed import Workers, _missed
 from dreamkd.errors import ConfigError, RunError, Stopped
@@ -71,8 +72,8 @@ def test_variables_that_torchrun_does_not_set_so_are_one_line(
 
 def test_a_worker_without_a_leader_says_so_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     surroundings(monkeypatch, ENVIRONMENT | MASTER)  # where nobody listens
-    monkeypatch.setattr(distributed, "_SILENT", 0.2)
-    monkeypatch.setattr(distributed, "_LIMIT", 0.4)
+    monkeypatch.setattr(rendezvous, "_SILENT", 0.2)
+    monkeypatch.setattr(rendezvous, "_LIMIT", 0.4)
     heard: list[Event] = []
     with pytest.raises(ConfigError, match=r"no sign of the leader .*unset RANK to run one"):
         Workers.of_environment().joined(heard.append).__enter__()
@@ -86,6 +87,25 @@ def test_a_port_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) 
             surroundings(monkeypatch, ENVIRONMENT | MASTER | {"RANK": "0", "MASTER_PORT": port})
             with pytest.raises(ConfigError, match=line):
                 Workers.of_environment().joined().__enter__()
+
+
+def test_no_thread_of_the_group_outlives_the_job() -> None:
+    """One that does may abort the process at its end; imports within the job must not keep it."""
+    with socket.create_server(("", 0)) as free:
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    job = """if True:
+        import os
+        from torch import distributed
+        from dreamkd.rendezvous import meet
+        meet(0, 1, print)
+        import torch._dynamo
+        threads = len(os.listdir("/proc/self/task"))
+        distributed.destroy_process_group()
+        print(threads, len(os.listdir("/proc/self/task")))"""
+    command = [sys.executable, "-c", job]
+    output = subprocess.check_output(command, env=os.environ | place | {"OMP_NUM_THREADS": "1"})
+    within, after = map(int, output.splitlines()[-1].split())  # torch 2.8 has its say before
+    assert within > after == 1
 
 
 @pytest.mark.slow

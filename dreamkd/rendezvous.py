@@ -1,0 +1,109 @@
+"""How processes that torchrun starts find each other, and who is told where some do not come."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+
+from dreamkd.errors import ConfigError, said
+from dreamkd.events import Hint, OnEvent
+
+#: A worker may wait for another as long as a batch takes, or a whole share.
+_PATIENCE = timedelta(days=365)
+
+#: Seconds until it is said that others are missing, until they are given up, between two looks.
+_SILENT, _LIMIT, _LOOK = 5.0, 600.0, 0.05
+
+
+def meet(rank: int, world: int, on_event: OnEvent) -> None:
+    """Connect this process with the others of its job, as torchrun's variables say where.
+
+    Args:
+        rank, world: which of how many it is.
+        on_event: hears whom it waits for, if that takes long.
+    Raises: ConfigError: the others do not come, or torch cannot connect them.
+    """
+    # Functions there keep as a default the group that exists when they are imported: later, as by
+    # torch's compiler, it would be this one, whose threads may abort a process at its end.
+    import torch.distributed.nn  # noqa: F401
+
+    _Meeting(rank, world).wait(on_event)
+
+
+class _Meeting(threading.Thread):
+    """How processes find each other: as torch does it, but beside the main thread.
+
+    No handler of Python runs while torch waits, so Ctrl-C and SIGTERM are heard in the main thread.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        super().__init__(daemon=True)  # it ends with the process, wherever it waits
+        self._rank, self._world = rank, world
+        self._place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        self._missing = "the leader"
+        self._error: Exception | None = None
+        self._left = False  # nobody waits for it any more
+
+    def wait(self, on_event: OnEvent) -> None:
+        """Return once all are connected.
+
+        Raises: ConfigError: they do not come, or torch cannot connect them.
+        """
+        began, told, fact = time.monotonic(), False, ""
+        place = "{}:{}".format(*self._place)
+        self.start()
+        try:
+            while self.is_alive() and not fact:
+                self.join(_LOOK)
+                waited = time.monotonic() - began
+                if waited > _LIMIT:
+                    fact = f"no sign of {self._missing} in {waited:.0f} s"
+                elif waited > _SILENT and not told:
+                    told = True
+                    on_event(Hint(f"worker {self._rank}: waiting for {self._missing} at {place}"))
+        finally:
+            self._left = True
+        if self._error:
+            fact = said(self._error)
+        if fact:
+            raise ConfigError(
+                f"RANK={self._rank} of WORLD_SIZE={self._world} at {place}: {fact}; "
+                "start all with torchrun, on a free port, or unset RANK to run one process"
+            ) from self._error
+
+    def run(self) -> None:
+        """Connect them, in the thread."""
+        import torch
+        from torch import distributed
+
+        try:
+            while not self._answers():
+                if self._left:
+                    return
+                time.sleep(_LOOK)
+            others = self._world - 1
+            self._missing = f"{others} worker{'s' * (others > 1)}"
+            gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+            distributed.init_process_group(
+                backend, rank=self._rank, world_size=self._world, timeout=_PATIENCE
+            )
+        except Exception as error:  # whatever torch and gloo say of it
+            self._error = error
+
+    def _answers(self) -> bool:
+        """Whether the leader can be reached; torch would try as long, with a warning each time."""
+        # An agent of torchrun holds the port for all; else the leader does, and must know its name.
+        hosts = self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        try:
+            if hosts:
+                socket.getaddrinfo(*self._place)
+            else:
+                socket.create_connection(self._place, timeout=1.0).close()
+        except (OSError, UnicodeError) as error:
+            self._missing = f"the leader ({said(error)})"
+            return False
+        return True
