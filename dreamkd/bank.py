@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dreamkd import contactsheet
+from dreamkd.ahead import ahead, all_of
 from dreamkd.batch import Batch
 from dreamkd.errors import DataError, RunError, said
 from dreamkd.events import Hint, OnEvent, ignore
@@ -22,7 +23,7 @@ from dreamkd.files import withheld
 from dreamkd.formats import FORMATS, Format
 from dreamkd.manifest import Shard
 from dreamkd.runs import Run
-from dreamkd.samples import decode
+from dreamkd.samples import decode, joined
 
 _SHEET_COLUMNS, _SHEET_IMAGES = 10, 100
 
@@ -103,7 +104,21 @@ class Bank:
         """
         self.flush()
         shards = {line["batch"]: Shard.of(line) for line in self._run.lines}
-        return [k in shards and self._intact(k, shards[k]) for k in batches]
+        wanted = list(batches)
+        listed = [k for k in wanted if k in shards]
+        damage = all_of(
+            lambda k: self._damage(k, shards[k]),
+            listed,
+            phase="check",
+            unit="batches",
+            on_event=self._on_event,
+        )
+        intact = set(listed)
+        for k, error in zip(listed, damage, strict=True):
+            if error is not None:
+                self._on_event(Hint(f"batch {k} is made again: {error}"))
+                intact.remove(k)
+        return [k in intact for k in wanted]
 
     def add(self, k: int, batch: Batch, *, start: int, class_names: Sequence[str]) -> None:
         """Have batch `k` written, then its manifest line, then the page it is on.
@@ -123,12 +138,18 @@ class Bank:
         records = batch.records(start=start, class_names=class_names)
         self._pending = self._worker.submit(self._keep, k, batch.images, labels, records, line)
 
-    def read(self, k: int) -> tuple[Tensor, Tensor]:
-        """Batch `k`: uint8 (B, C, H, W) and int64 (B,)."""
+    def read(self, batches: Iterable[int]) -> Generator[tuple[Tensor, Tensor]]:
+        """Batches that are held, in the order given: uint8 (B, C, H, W) and int64 (B,).
+
+        They are decoded a little ahead, while others may be added.
+        """
         self.flush()
+        yield from ahead(self._decoded, batches)
+
+    def _decoded(self, k: int) -> tuple[Tensor, Tensor]:
         samples = list(self._files.read(k))
-        images = torch.stack([decode(sample.png, name=sample.key) for sample in samples])
-        return images, torch.tensor([sample.label for sample in samples])
+        images = [decode(sample.png, name=sample.key) for sample in samples]
+        return joined(images), torch.tensor([sample.label for sample in samples])
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -168,7 +189,7 @@ class Bank:
             if name is not None and int(name[1]) not in kept:
                 self._files.remove(int(name[1]))
 
-    def _intact(self, k: int, shard: Shard) -> bool:
+    def _damage(self, k: int, shard: Shard) -> DataError | None:
         try:
             self._files.verify(k, shard)
         except DataError as error:
@@ -176,9 +197,8 @@ class Bank:
                 raise RunError(
                     f"{error}; make it readable, then run the same command again"
                 ) from error
-            self._on_event(Hint(f"batch {k} is made again: {error}"))
-            return False
-        return True
+            return error
+        return None
 
     def _remember(self, line: Mapping[str, Any]) -> None:
         k = line["batch"]

@@ -129,13 +129,14 @@ def _lead(
     try_out(student, training=True)
     if rival is not None:
         try_out(rival, factor=coarsest(decided))
-    materials = materials.with_images(config, on_event=on_event)
-    inputs = materials.identity(decided) | {"workers": workers.world}
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
+        run.resume(requested)  # a different run is refused before images are read
         on_event = run.listener(on_event)
         should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
+        materials = materials.with_images(config, workers=workers, on_event=on_event)
+        inputs = materials.identity(decided) | {"workers": workers.world}
 
         def check(config: DistillConfig) -> None:
             on_event(Note(f"run: {folder}; {footprint.require(config, student, run)}"))
@@ -177,7 +178,7 @@ def _lead(
             data_free = materials.is_data_free(config)
             saved = save(job, student, data_free=data_free)
             count = len(examples.images)
-            noise = _train_on_noise(assignment, job, materials, count=count)
+            noise = _train_on_noise(assignment, job, materials, examples)
             with job.runtime.active():
                 result = accuracies(job, student, noise, images=count) | {
                     "images": count,
@@ -205,7 +206,7 @@ def _follow(
     config = assignment.config
     with workers.together():
         run = Run(assignment.folder)
-        materials = Materials.load(config, own).with_images(config, measure=False)
+        materials = Materials.load(config, own).with_images(config, workers=workers, measure=False)
         materials.require_same(assignment.identity, config, worker=workers.rank)
 
         def plan(job: Job) -> DistillConfig:
@@ -216,7 +217,7 @@ def _follow(
 
         on_event = workers.hints_only(run.listener(on_event))
         job, examples, _ = _train(assignment, run, materials, workers, plan, on_event, should_stop)
-        _train_on_noise(assignment, job, materials, count=len(examples.images))
+        _train_on_noise(assignment, job, materials, examples)
     return workers.told()
 
 
@@ -261,9 +262,9 @@ def _train(
 
 
 def _train_on_noise(
-    assignment: _Assignment, before: Job, materials: Materials, *, count: int
+    assignment: _Assignment, before: Job, materials: Materials, examples: Examples
 ) -> Classifier | None:
-    """The same student trained as long on as many images of noise, if that is wanted."""
+    """The same student trained as long on noise in place of `examples`, if that is wanted."""
     if not assignment.baseline:
         return None
     with Job(
@@ -277,7 +278,7 @@ def _train_on_noise(
         should_stop=before.should_stop,
         workers=before.workers,
     ) as job:
-        noise = on_noise(job, count=count)
+        noise = on_noise(job, examples)
         return job.training.result(noise)
 
 

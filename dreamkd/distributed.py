@@ -34,6 +34,7 @@ class Workers:
     rank: int = 0  # 0 is the leader
     world: int = 1
     local_rank: int = 0  # among those of this machine
+    local_world: int = 1  # how many those are
 
     @classmethod
     def of_environment(cls) -> Workers:
@@ -56,7 +57,9 @@ class Workers:
                 f"MASTER_PORT={said['MASTER_PORT']}: a port is 1..65535; "
                 "choose a free one, or unset RANK to run one process"
             )
-        return cls(*(int(said[name]) for name in names))
+        beside = os.environ.get("LOCAL_WORLD_SIZE", "")  # other launchers leave it out
+        rank, world, local_rank = (int(said[name]) for name in names)
+        return cls(rank, world, local_rank, int(beside) if beside.isdecimal() else 1)
 
     @property
     def leads(self) -> bool:
@@ -80,6 +83,11 @@ class Workers:
             yield
         finally:
             distributed.destroy_process_group()
+
+    @property
+    def beside(self) -> int:
+        """Processes of this machine for which this one looks whether there is room: all, or one."""
+        return self.local_world if self.local_rank == 0 else 1
 
     def device(self, leaders: str) -> str:
         """Where this one computes, if the leader does on `leaders`: each on a GPU of its own."""

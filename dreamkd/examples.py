@@ -59,11 +59,18 @@ class Labelled(NamedTuple):
 
 
 def read_labelled(
-    spec: str | None, teacher: Classifier, *, on_event: OnEvent = ignore, **given: Any
+    spec: str | None,
+    teacher: Classifier,
+    *,
+    copies: int = 1,
+    on_event: OnEvent = ignore,
+    **given: Any,
 ) -> Labelled | None:
     """Labelled images at the teacher's input size, all of them; None without `spec`.
 
-    Args: given: fields of `Preprocessing` that are not the teacher's own.
+    Args:
+        copies: processes of this machine that are about to read the same.
+        given: fields of `Preprocessing` that are not the teacher's own.
 
     Raises:
         DataError: not readable, or of other classes.
@@ -71,10 +78,14 @@ def read_labelled(
     """
     if spec is None:
         return None
-    image_set = open_images(spec, preprocessing=Preprocessing.of(teacher.card))
+    how = Preprocessing.of(teacher.card)
+    image_set = open_images(spec, preprocessing=how, on_event=on_event)
     image_set = image_set.wanted_by(teacher.card, **given).labelled_by(teacher.card)
     check_classes(image_set, teacher.card)
-    require_memory(len(image_set), teacher.card.input_size, advice=f"{spec} holds too many")
+    advice = f"{spec} holds too many"
+    if copies > 1:
+        advice += f" for {copies} workers of one machine"
+    require_memory(copies * len(image_set), teacher.card.input_size, advice=advice)
     images, labels = stack(image_set, on_event=on_event)
     check_labels(labels, teacher.card, image_set)
     synthesised = image_set.pictures.synthesised
@@ -90,7 +101,7 @@ def is_data_free(spec: str) -> bool:
         in it, or a glob of tars.
     """
     paths = [Path(spec)] if Path(spec).exists() else [Path(name) for name in glob.glob(spec)]
-    return bool(paths) and all(_is_data_free(run_of(path)) for path in paths)
+    return bool(paths) and all(map(_is_data_free, set(map(run_of, paths))))
 
 
 def _is_data_free(run: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from dreamkd import models, softlabels
 from dreamkd.config import DistillConfig
+from dreamkd.distributed import ALONE, Workers
 from dreamkd.errors import RunError
 from dreamkd.events import Note, OnEvent, ignore
 from dreamkd.examples import Labelled, is_data_free, read_labelled
@@ -59,11 +60,18 @@ class Materials:
         return cls(teacher=teacher, student=student, prior=prior)
 
     def with_images(
-        self, config: DistillConfig, *, measure: bool = True, on_event: OnEvent = ignore
+        self,
+        config: DistillConfig,
+        *,
+        workers: Workers = ALONE,
+        measure: bool = True,
+        on_event: OnEvent = ignore,
     ) -> Self:
         """The same, with the images that the settings name.
 
-        Args: measure: whether the student is measured here.
+        Args:
+            workers: the processes each of which holds them.
+            measure: whether the student is measured here.
 
         Raises:
             DataError: they cannot be read, or are of other classes.
@@ -74,7 +82,9 @@ class Materials:
             self,
             measured=read_labelled(measured, self.teacher, on_event=on_event),
             # Shards are used as they are.
-            given=read_labelled(config.data, self.teacher, crop_pct=1.0, on_event=on_event),
+            given=read_labelled(
+                config.data, self.teacher, copies=workers.beside, crop_pct=1.0, on_event=on_event
+            ),
         )
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def adaptive(job: Job) -> Examples:
         label_range(range(card.num_classes), 0, count * size, seed=config.seed),
     ).near(job.runtime.device)
     everything.images.zero_()  # what memory it takes, it takes now and not after hours
-    with bank, chain:
+    with bank, chain, ExitStack() as stack:
         missing = set()
         if not all(held):
             job.run.begin()
@@ -78,6 +79,7 @@ def adaptive(job: Job) -> Examples:
             # The student has gone past a batch that needs the student of its time.
             job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
             job.restart()
+        kept = stack.enter_context(closing(bank.read(k for k in range(count) if k not in missing)))
         for k in range(count):
             here = slice(k * size, (k + 1) * size)
             job.train(_first(everything, here.start), until=timetable.begins(k, config))
@@ -86,7 +88,7 @@ def adaptive(job: Job) -> Examples:
                     job.rival.module.load_state_dict(job.student.module.state_dict())
                 made = _make(k, everything.labels[here], job, chain)
             else:
-                made, _ = bank.read(k)
+                made, _ = next(kept)
                 job.on_event(Progress("images read", k + 1, count, "batches"))
                 job.stop_if_asked()
             everything.images[here] = made
@@ -96,16 +98,19 @@ def adaptive(job: Job) -> Examples:
     return everything
 
 
-def on_noise(job: Job, *, count: int) -> Examples:
-    """Train the same student on `count` images of white noise, returned: the baseline."""
+def on_noise(job: Job, before: Examples) -> Examples:
+    """Train the same student on as many images of white noise, returned: the baseline.
+
+    Args: before: images that are needed no more, in whose memory the noise is drawn.
+    """
     card, generator = job.teacher.card, generator_for(job.config.seed, "noise")
-    images = torch.empty((count, *card.input_size), dtype=torch.uint8)
+    images = before.images
     for part in torch.split(images, _NOISE):
         noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
         noise.begin(len(part), generator)
         part.copy_(to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std))
-    labels = label_range(range(card.num_classes), 0, count, seed=job.config.seed)
-    examples = Examples(images, labels).near(job.runtime.device)
+    labels = label_range(range(card.num_classes), 0, len(images), seed=job.config.seed)
+    examples = Examples(images, labels)
     job.resume()
     job.train(examples, until=int(job.config.steps))
     return examples

@@ -6,6 +6,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from dreamkd.errors import ConfigError, said
@@ -88,9 +90,10 @@ class _Meeting(threading.Thread):
             self._missing = f"{others} worker{'s' * (others > 1)}"
             gpus = torch.cuda.is_available() and distributed.is_nccl_available()
             backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-            distributed.init_process_group(
-                backend, rank=self._rank, world_size=self._world, timeout=_PATIENCE
-            )
+            with _to_stderr():
+                distributed.init_process_group(
+                    backend, rank=self._rank, world_size=self._world, timeout=_PATIENCE
+                )
         except Exception as error:  # whatever torch and gloo say of it
             self._error = error
 
@@ -107,3 +110,15 @@ class _Meeting(threading.Thread):
             self._missing = f"the leader ({said(error)})"
             return False
         return True
+
+
+@contextmanager
+def _to_stderr() -> Iterator[None]:
+    """What is written to stdout, also by C++, goes to stderr: there gloo tells of its peers."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -64,6 +64,7 @@ class Run:
             raise RunError(f"{folder / 'resolved.json'} is damaged; choose another --out")
         # A damaged manifest is refused here, before the work.
         self.images = sum({line["batch"]: line["count"] for line in self.lines}.values())
+        self._begun = False
         self.advanced = False  # by this process: the next one begins later than it did
 
     def resume(self, requested: Mapping[str, Any]) -> bool:
@@ -183,16 +184,19 @@ class Run:
         return lambda: should_stop() or (self.advanced and time.perf_counter() > deadline)
 
     def begin(self) -> None:
-        """Work begins: what an earlier end said no longer holds.
+        """Work begins, or has begun: what an earlier end said no longer holds.
 
         Raises: RunError: as of `require_versions`; or the folder is read-only.
         """
-        self.require_versions()
-        remove(self.folder / "result.json")
+        if not self._begun:
+            self.require_versions()
+            remove(self.folder / "result.json")
+            self._begun = True
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_atomically(self.folder / "result.json", _pretty(result))
+        self._begun = False
 
     @property
     def result(self) -> dict[str, Any] | None:

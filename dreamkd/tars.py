@@ -8,6 +8,7 @@ size (CVE-2025-8194).
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER = 2**20
 
 _LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_OCTAL = re.compile(rb"[0-7]+[ \0]+")
 _IGNORED = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -61,6 +63,12 @@ def _walk(file: BinaryIO, name: str) -> Iterator[Member]:
             raise DataError(f"{name} is cut short: it ends at byte {size} without an end mark")
         if header.count(0) == BLOCK:
             return
+        if not long_name and (plain := _plain(header)):
+            member = Member(plain[0], position + BLOCK, plain[1])
+            if member.offset + member.size <= size:
+                position = member.end
+                yield member
+                continue
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.TarError as error:
@@ -82,6 +90,22 @@ def _walk(file: BinaryIO, name: str) -> Iterator[Member]:
                 yield member
             elif not info.isdir():
                 raise DataError(f"{name}: {member.name!r} is a link, a device or sparse, no file")
+
+
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a regular file, if its header is as most are; it takes a tenth of the time.
+
+    None for all else, damage too, of which `tarfile` is to judge.
+    """
+    size, checksum = header[124:136], header[148:156]
+    if header[156:157] != tarfile.REGTYPE or header[345] or header[257:262] != b"ustar":
+        return None  # no file; a long name in two parts; another format
+    if not (_OCTAL.fullmatch(size) and _OCTAL.fullmatch(checksum)):
+        return None
+    if int(checksum.rstrip(b" \0"), 8) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        return None
+    name = header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return (name, int(size.rstrip(b" \0"), 8)) if name else None
 
 
 def _long_name(file: BinaryIO, name: str, header: Member, kind: bytes) -> str | None:

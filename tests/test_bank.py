@@ -56,8 +56,9 @@ def test_what_was_added_is_seen_at_once(run: Run, name: str) -> None:
             add(bank, k)
             assert bank.held([k]) == [True]
         add(bank, 3)
-        assert torch.equal(bank.read(3)[0], images(3))
-        assert torch.equal(bank.read(3)[1], LABELS)
+        ((read, labels),) = bank.read([3])
+        assert torch.equal(read, images(3))
+        assert torch.equal(labels, LABELS)
         add(bank, 4)
         assert [line["batch"] for line in bank.lines] == [0, 1, 2, 3, 4]
     assert manifest(run) == bank.lines
@@ -133,7 +134,7 @@ def break_the_folder(run: Run) -> None:
 NEXT: dict[str, Callable[[Bank], object]] = {
     "flush": lambda bank: bank.flush(),
     "add": lambda bank: add(bank, 1),
-    "read": lambda bank: bank.read(0),
+    "read": lambda bank: next(bank.read([0])),
     "held": lambda bank: bank.held([0]),
     "lines": lambda bank: bank.lines,
     "page": lambda bank: bank.complete(),

@@ -473,7 +473,7 @@ def test_a_bank_that_memory_cannot_hold_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 80 * 256 - 1)
-    with pytest.raises(RunError, match=r"80 images take 0 MiB of memory.*lower --rounds"):
+    with pytest.raises(RunError, match=r"80 images take 20 KiB of memory.*lower --rounds"):
         run(tmp_path / "run")
     with pytest.raises(RunError, match=r"sklearn:digits holds too many"):
         run(tmp_path / "run", eval_data="sklearn:digits")

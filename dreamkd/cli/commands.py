@@ -76,7 +76,8 @@ def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop
     images = None
     if config.data is not None:
         how = data.Preprocessing.of(classifier.card)
-        images = data.open_images(config.data, preprocessing=how).wanted_by(classifier.card)
+        images = data.open_images(config.data, preprocessing=how, on_event=on_event)
+        images = images.wanted_by(classifier.card)
         on_event(Note(images.source))
     found = inspection.inspect(classifier, images, batch_size=config.batch_size)
     if config.save is not None:
@@ -100,9 +101,9 @@ def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) 
         teacher = models.load_beside(config.teacher, trust_pickle=trust, on_event=on_event)
         on_event(Note(f"teacher: {teacher.card.source}"))
     given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
-    images = data.open_images(
-        config.data, preprocessing=data.Preprocessing.of(classifier.card)
-    ).wanted_by(classifier.card, **{k: v for k, v in given.items() if v is not None})
+    how = data.Preprocessing.of(classifier.card)
+    images = data.open_images(config.data, preprocessing=how, on_event=on_event)
+    images = images.wanted_by(classifier.card, **{k: v for k, v in given.items() if v is not None})
     images = images.labelled_by(classifier.card)
     on_event(Note(f"{images.source}; {runtime.describe()}"))
     with runtime.active():

@@ -154,4 +154,7 @@ def _text(event: Note | Hint | Finished) -> str:
 
 
 def _terms(terms: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in terms.items()]
+    return [
+        f"{name} {value:,.0f}" if value >= 10_000 and value.is_integer() else f"{name} {value:.4g}"
+        for name, value in terms.items()
+    ]

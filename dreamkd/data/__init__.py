@@ -6,23 +6,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dreamkd.ahead import ahead
 from dreamkd.data.folders import open_path
 from dreamkd.data.libraries import open_sklearn, open_torchvision
 from dreamkd.data.pictures import FORMS, Pictures
 from dreamkd.data.preprocessing import Preprocessing, preprocess
 from dreamkd.errors import DataError, nearest
 from dreamkd.events import OnEvent, Progress, ignore
+from dreamkd.samples import joined
 
 if TYPE_CHECKING:
     from dreamkd.models import Card
@@ -141,7 +141,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold() or name
 
 
-def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
+def open_images(spec: str, *, preprocessing: Preprocessing, on_event: OnEvent = ignore) -> ImageSet:
     """Open the labelled images that `spec` names (one of `FORMS`).
 
     Class folders are numbered in alphabetical order, unless `ImageSet.labelled_by` finds their
@@ -149,12 +149,15 @@ def open_images(spec: str, *, preprocessing: Preprocessing) -> ImageSet:
     `shards/` of a run folder with one, is checked against it before anything is read; of a folder
     nothing that it lists may be missing.
 
+    Args: on_event: told of `Progress` where the check takes long.
+
     Raises:
         DataError: `spec` is not of a legal form, nothing is there, or what is there is damaged.
     """
     scheme, _, rest = spec.partition(":")
     try:
-        pictures = OPENERS[scheme](rest) if scheme in OPENERS else open_path(spec)
+        opener = OPENERS.get(scheme)
+        pictures = opener(rest) if opener else open_path(spec, on_event=on_event)
     except OSError as error:  # not allowed, a name too long, a link to nothing
         reason = error.strerror or error
         raise DataError(f"cannot read {error.filename or spec}: {reason}") from error
@@ -172,20 +175,9 @@ def batches(
         workers: threads that decode ahead, one batch each (Pillow releases the interpreter lock
             while it decodes and resizes); None for one per CPU, at most 16.
     """
-    workers = workers or min(16, os.cpu_count() or 1)
     starts = range(0, len(image_set), batch_size)
-    pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dreamkd-data")
-    try:
-        for start in starts:
-            part = range(start, min(start + batch_size, len(image_set)))
-            pending.append(pool.submit(_read, image_set, part))
-            if len(pending) > workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:  # also when the caller stops early
-        pool.shutdown(cancel_futures=True)
+    parts = (range(start, min(start + batch_size, len(image_set))) for start in starts)
+    yield from ahead(partial(_read, image_set), parts, workers=workers)
 
 
 def stack(image_set: ImageSet, *, on_event: OnEvent = ignore) -> tuple[Tensor, Tensor]:
@@ -205,7 +197,7 @@ def stack(image_set: ImageSet, *, on_event: OnEvent = ignore) -> tuple[Tensor, T
 
 def _read(image_set: ImageSet, part: range) -> tuple[Tensor, Tensor]:
     images, labels = zip(*(image_set[index] for index in part), strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    return joined(images), torch.tensor(labels)
 
 
 def check_classes(image_set: ImageSet, card: Card) -> None:

@@ -1,4 +1,4 @@
-"""Class folders: which one a picture in a tar lies in, and what is hidden."""
+"""Names: what is a picture and what is hidden, and which class folder it lies in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from pathlib import Path
 
 from dreamkd.errors import DataError
 from dreamkd.tars import Member
+
+#: Endings that make a file a picture, lower case.
+SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff"])
+
+
+def is_picture(name: str) -> bool:
+    """Whether the path of a file says that it is a picture of a data set."""
+    ending = name.rpartition("/")[2].rpartition(".")[2].lower()
+    return ending in SUFFIXES and not any(map(is_hidden, parts(name)))
 
 
 def is_hidden(name: str) -> bool:

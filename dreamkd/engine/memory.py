@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dreamkd.engine.available import free_memory
 from dreamkd.errors import RunError
+from dreamkd.files import size as size_of
 
 #: Bytes of a step over the bytes that its forward pass saves: gradients and temporaries.
 _OVERHEAD = 2.0
@@ -93,8 +94,8 @@ def require_memory(images: int, size: tuple[int, int, int], *, advice: str) -> N
     needed, free = images * math.prod(size), free_memory()
     if needed > free:
         raise RunError(
-            f"{images} images take {needed / 2**20:,.0f} MiB of memory, and {free / 2**20:,.0f} "
-            f"are free: {advice}"
+            f"{images:,} images take {size_of(needed)} of memory, and {size_of(free)} are free: "
+            f"{advice}"
         )
 
 
