@@ -8,12 +8,14 @@ never scatter, so that they are deterministic on every device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from dreamkd.moments import materialised
+from dreamkd.resampling import Resampling, resample
 
 
 class Roll(NamedTuple):
@@ -45,7 +47,7 @@ class _Permute(torch.autograd.Function):
 
     @staticmethod
     def forward(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:
-        return _take(images, *_sources(images, down, right, mirrored))
+        return _take(images, *_wrapped(images, Roll(down, right, mirrored)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -57,17 +59,22 @@ class _Permute(torch.autograd.Function):
         down, right, mirrored = ctx.saved_tensors
         # What is mirrored after its shift is its own inverse.
         right = torch.where(mirrored > 0, right, -right)
-        return _take(gradient, *_sources(gradient, -down, right, mirrored)), None, None, None
+        back = _wrapped(gradient, Roll(-down, right, mirrored))
+        return _take(gradient, *back), None, None, None
 
 
-def _sources(
-    images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The row (B, H) and column (B, W) of the original that land in each place."""
+def _sources(images: Tensor, offsets: Roll) -> tuple[Tensor, Tensor]:
+    """The row (B, H) and column (B, W) that land in each place; some lie beyond the border."""
     height, width = images.shape[2:]
+    down, right, mirrored = (draw[:, None] for draw in offsets)
     h, w = (torch.arange(n, device=images.device) for n in (height, width))
-    w = torch.where(mirrored[:, None] > 0, width - 1 - w, w)
-    return materialised((h - down[:, None]) % height), materialised((w - right[:, None]) % width)
+    return h - down, torch.where(mirrored > 0, width - 1 - w, w) - right
+
+
+def _wrapped(images: Tensor, offsets: Roll) -> tuple[Tensor, Tensor]:
+    """`_sources`, those beyond the border taken from the other side."""
+    rows, columns = _sources(images, offsets)
+    return materialised(rows % images.shape[2]), materialised(columns % images.shape[3])
 
 
 def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -90,37 +97,37 @@ def roll(images: Tensor, offsets: Roll) -> Tensor:
     return permuted
 
 
-class Resampling(NamedTuple):
-    """Weights of a separable resize: `rows` (..., H_out, H_in) and `columns` (..., W_out, W_in)."""
-
-    rows: Tensor
-    columns: Tensor
+def _wrap(images: Tensor, offsets: Roll, black: Tensor) -> Tensor:
+    del black
+    return roll(images, offsets)
 
 
-def resample(images: Tensor, weights: Resampling) -> Tensor:
-    """Resize by two matrix products, whose backward pass is deterministic on every device.
-
-        y[b, c] = rows x[b, c] columns^T
-
-    Args: images: (B, C, H_in, W_in), float.
-    Returns: (B, C, H_out, W_out).
-    """
-    return weights.rows @ images @ weights.columns.transpose(-1, -2)
+def _black(images: Tensor, offsets: Roll, black: Tensor) -> Tensor:
+    rows, columns = _sources(images, offsets)
+    rows = (rows >= 0) & (rows < images.shape[2])
+    columns = (columns >= 0) & (columns < images.shape[3])
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, roll(images, offsets), black.to(images.dtype))
 
 
-def resampling(before: tuple[int, int], after: tuple[int, int], *, device: str) -> Resampling:
-    """Bilinear weights from size (H, W) `before` to `after`; antialiased where it shrinks."""
-    rows, columns = (_triangle(m, n) for m, n in zip(before, after, strict=True))
-    return Resampling(rows.to(device), columns.to(device))
+def _mirror(images: Tensor, offsets: Roll, black: Tensor) -> Tensor:
+    """By matrices of zeros and ones, in whose backward pass a pixel collects what showed it."""
+    del black
+    weights = [
+        (_reflect(source, length)[..., None] == torch.arange(length, device=source.device))
+        for source, length in zip(_sources(images, offsets), images.shape[2:], strict=True)
+    ]
+    rows, columns = (weight[:, None].to(images.dtype) for weight in weights)
+    return resample(images, Resampling(rows, columns))
 
 
-def _triangle(before: int, after: int) -> Tensor:
-    """(after, before): a triangle around the source of each output, wider where it shrinks."""
-    ratio = before / after
-    centre = (torch.arange(after) + 0.5) * ratio - 0.5
-    distance = (torch.arange(before) - centre[:, None]).abs() / max(1.0, ratio)
-    weights = (1 - distance).clamp_min(0)
-    return weights / weights.sum(1, keepdim=True)
+#: What a shift brings in at the border that it moves away from: the other side (Yin et al. 2020);
+#: or what training augmentations bring in, black or the image mirrored.
+BORDERS: dict[str, Callable[[Tensor, Roll, Tensor], Tensor]] = {
+    "wrap": _wrap,
+    "black": _black,
+    "mirror": _mirror,
+}
 
 
 class Window(NamedTuple):
@@ -198,9 +205,14 @@ def draw_view(
     return View(roll, draw_crop(batch, smallest=smallest, generator=generator))
 
 
-def see(images: Tensor, view: View) -> Tensor:
-    """The images (B, C, H, W) as `view` shows them to the network."""
-    seen = roll(images, view.roll)
+def see(images: Tensor, view: View, *, border: str = "wrap", black: Tensor) -> Tensor:
+    """The images (B, C, H, W) as `view` shows them to the network.
+
+    Args:
+        border: one of `BORDERS`, what a shift brings in.
+        black: (C, 1, 1), in the units of the images.
+    """
+    seen = BORDERS[border](images, view.roll, black)
     return seen if view.crop is None else crop(seen, view.crop)
 
 
@@ -214,12 +226,10 @@ def random_crop(images: Tensor, offsets: Roll) -> Tensor:
         offsets: of `draw_roll`, whose shift is the padding, less than H and W; on the CPU.
     Returns: (B, C, H, W), same dtype.
     """
-    height, width = images.shape[2:]
-    down, right, mirrored = (draw[:, None] for draw in moved(offsets, images.device))
-    h, w = (torch.arange(n, device=images.device) for n in (height, width))
-    w = torch.where(mirrored > 0, width - 1 - w, w)
+    down, right, mirrored = moved(offsets, images.device)
+    rows, columns = _sources(images, Roll(-down, -right, mirrored))
     # Mirror the indices at the border instead of copying the images into a padded buffer.
-    return _take(images, _reflect(h + down, height), _reflect(w + right, width))
+    return _take(images, _reflect(rows, images.shape[2]), _reflect(columns, images.shape[3]))
 
 
 class Box(NamedTuple):
@@ -272,5 +282,6 @@ def moved(draws: Draws, device: torch.device | str) -> Draws:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    index = index.abs()
+    """Indices beyond the border, mirrored there as often as it takes; the border counts once."""
+    index = index % max(1, 2 * (size - 1))
     return torch.where(index >= size, 2 * (size - 1) - index, index)

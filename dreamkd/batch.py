@@ -1,13 +1,16 @@
-"""A synthesised batch, and what is kept of it: its best versions, records, a manifest line."""
+"""A synthesised batch: on its way, its best versions, and what is kept of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+#: Told of every step: its number, steps in all, the newest weighted terms. May raise to stop.
+OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,23 @@ class Best:
         better = scores < self._scores
         self.images = torch.where(better[:, None, None, None], images, self.images)
         self._scores = torch.where(better, scores, self._scores)
+
+
+@dataclass
+class Attempt:
+    """A batch on its way."""
+
+    labels: Tensor  # int64 (B,), on the device
+    generator: Generator
+    compete: bool
+    name: str  # in messages
+    total: int  # steps in all
+    told: OnStep | None
+    best: Best | None
+    done: int = 0
+    terms: dict[str, float] = field(default_factory=dict)  # newest seen
+
+    @property
+    def place(self) -> str:
+        """Where it has come to, for messages."""
+        return f"step {self.done} of {self.total} of {self.name}"

@@ -22,8 +22,9 @@ from dreamkd.engine.memory import even_chunk, images_that_fit, largest_that_fits
 from dreamkd.errors import ConfigError
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
-from dreamkd.objective import Objective, Rival
+from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
+from dreamkd.rival import Rival
 
 #: Images on which the gradients are compared, and how many of them at once: in float32 on the CPU a
 #: large network keeps a fifth of a gigabyte for each.

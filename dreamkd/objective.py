@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Self
 
@@ -17,34 +16,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamkd import losses
-from dreamkd.augment import Resampling, View, resample, resampling, see
+from dreamkd.augment import View, see
 from dreamkd.batchnorm import stored, watch
-from dreamkd.config import CompetitionConfig, ImageConfig
-from dreamkd.engine import Runtime, chunks, compile_step, fixed, lay_out, on_device, renormalise
+from dreamkd.config import ImageConfig
+from dreamkd.engine import (
+    Runtime,
+    chunks,
+    compile_step,
+    fixed,
+    lay_out,
+    normalise,
+    on_device,
+    renormalise,
+)
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.moments import Average, Moments, Stored, blend, in_place_of, of_batch
-
-
-@dataclass(frozen=True)
-class Rival:
-    """The student that images should disagree about with the teacher (Yin et al. 2020, Eq. 8-9)."""
-
-    student: Classifier
-    weight: float  # alpha_c
-    temperature: float = 1.0
-    loss: str = "js"  # a key of `losses.COMPETITION`
-
-    @classmethod
-    def of(cls, student: Classifier, config: CompetitionConfig) -> Self:
-        """As settled settings say."""
-        return cls(
-            student,
-            weight=float(config.competition),
-            temperature=float(config.competition_temperature),
-            loss=config.competition_loss,
-        )
-
+from dreamkd.resampling import Resampling, resample, resampling
+from dreamkd.rival import Rival
 
 #: (images, labels, view, count, whole, average, alpha_f) -> scalar to differentiate, terms, scores.
 Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -111,6 +100,9 @@ class Objective:
         if self.statistics:  # else nobody would take what the hooks collect
             self._watched_model = self._prior_model if self.prior is not None else self._model
             self._watched = self._stack.enter_context(watch(self._watched_model))
+        card = self.teacher.card
+        black = torch.zeros(card.input_size[0], 1, 1, device=device)
+        self._black = normalise(black, mean=card.mean, std=card.std)
         self._stack.enter_context(self.runtime.active())
         return self
 
@@ -224,7 +216,7 @@ class Objective:
         for part in parts:
             self._watched.begin()
             with self.runtime.autocast():
-                inputs = _inputs(x[part], view.part(part), factor)
+                inputs = self._seen(x[part], view.part(part), factor)
                 if self.prior is None:
                     self._model(inputs)
                 else:
@@ -251,7 +243,7 @@ class Objective:
         config = self.config
         if self.statistics:
             self._watched.begin()
-        inputs = _inputs(x, view, factor)
+        inputs = self._seen(x, view, factor)
         logits = self._model(inputs)
         own = [float(config.ce) * losses.classification(logits, labels)]
         # Priors are of the image, not of the view: shifting in a circle would add a seam.
@@ -282,17 +274,18 @@ class Objective:
             terms = torch.cat([terms, alpha_f * r[None]])
         return terms.sum(), terms.detach(), per_image.detach().sum(0)
 
+    def _seen(self, x: Tensor, view: View, factor: int) -> Tensor:
+        """What the network sees of images (B, C, H, W)."""
+        small, border = _shrink(x, factor), self.config.jitter_border
+        seen = see(small, view, border=border, black=self._black)
+        return seen.contiguous(memory_format=torch.channels_last)
+
     def _run_prior(self, inputs: Tensor) -> None:
         """Run the network whose statistics are matched; the hooks take what is wanted."""
         assert self.prior is not None
         theirs = renormalise(inputs, self.teacher.card, self.prior.card)
         weights = self._to_prior[inputs.shape[2], inputs.shape[3]]
         self._prior_model(theirs if weights is None else resample(theirs, weights))
-
-
-def _inputs(x: Tensor, view: View, factor: int) -> Tensor:
-    """What the network sees of images (B, C, H, W)."""
-    return see(_shrink(x, factor), view).contiguous(memory_format=torch.channels_last)
 
 
 def _shrink(x: Tensor, factor: int) -> Tensor:

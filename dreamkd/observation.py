@@ -9,12 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from dreamkd.augment import resample, resampling
+from dreamkd.augment import View, see
 from dreamkd.batchnorm import stored, watch
 from dreamkd.engine import normalise, on_device, twin
 from dreamkd.errors import NoBatchNormError
 from dreamkd.models import Classifier
 from dreamkd.moments import Moments, Stored, distances, of_images, sampling_level
+from dreamkd.resampling import resample, resampling
 
 #: Images in one forward pass, which is in float32.
 _CHUNK = 64
@@ -40,11 +41,22 @@ class Observer:
     """
 
     def __init__(
-        self, teacher: Classifier, *, prior: Classifier | None = None, device: str
+        self,
+        teacher: Classifier,
+        *,
+        prior: Classifier | None = None,
+        border: str = "wrap",
+        device: str,
     ) -> None:
-        """Prepare; `prior` is the network whose statistics are matched, if not the teacher."""
+        """Prepare.
+
+        Args:
+            prior: the network whose statistics are matched, if not the teacher.
+            border: of the views that images are looked at through.
+        """
         self._teacher = teacher
         self._prior = prior
+        self._border = border
         self._device = device
         self._stack = ExitStack()
 
@@ -66,11 +78,18 @@ class Observer:
         self._stack.close()
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor) -> Observation:
-        """Look at `images`, uint8 (B, C, H, W), asked to show `labels`, int64 (B,)."""
+    def __call__(self, images: Tensor, labels: Tensor, *, view: View | None = None) -> Observation:
+        """Look at `images`, uint8 (B, C, H, W), asked to show `labels`, int64 (B,).
+
+        Args: view: through which, on the device; None for the images as they are.
+        """
         logits, found = [], []
-        for chunk in torch.split(images, _CHUNK):
-            chunk = chunk.to(self._device)
+        black = torch.zeros(images.shape[1], 1, 1, device=self._device)
+        for start in range(0, len(images), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            chunk = images[part].to(self._device)
+            if view is not None:
+                chunk = see(chunk / 255, view.part(part), border=self._border, black=black)
             self._watched.begin()
             logits.append(self._logits(self._module, self._teacher, chunk))
             if self._prior is not None:

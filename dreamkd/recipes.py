@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dreamkd import timetable
 from dreamkd.bank import Bank
+from dreamkd.batch import OnStep
 from dreamkd.engine import LOOK, enough_memory, to_uint8
 from dreamkd.errors import DataError
 from dreamkd.events import Hint, Progress
@@ -25,7 +26,6 @@ from dreamkd.job import Job
 from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
 from dreamkd.sequence import SMALLER, UNFINISHED, Chain
-from dreamkd.synthesis import OnStep
 
 #: Images of noise drawn at once: as floats they take many times the room of what is kept.
 _NOISE = 256

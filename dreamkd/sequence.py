@@ -14,7 +14,7 @@ from typing import Self
 from torch import Tensor
 
 from dreamkd.bank import Bank
-from dreamkd.batch import Batch
+from dreamkd.batch import Batch, OnStep
 from dreamkd.clock import SaveClock
 from dreamkd.config import ImageConfig
 from dreamkd.config.options import AUTO
@@ -22,7 +22,7 @@ from dreamkd.events import Hint, OnEvent
 from dreamkd.images import IMAGES
 from dreamkd.randomness import generator_for
 from dreamkd.runs import Run
-from dreamkd.synthesis import OnStep, Synthesiser
+from dreamkd.synthesis import Synthesiser
 
 _STATE = "images"
 

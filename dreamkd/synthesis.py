@@ -8,16 +8,15 @@ The hooks and the compiled graphs are set up once and serve every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
-from dreamkd.batch import Batch, Best
+from dreamkd.batch import Attempt, Batch, Best, OnStep
 from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.course import Course, refining_steps, steps_per_batch
 from dreamkd.engine import LOOK, Runtime, check_finite, diverged, to_uint8
@@ -26,17 +25,15 @@ from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES, Images, Pixels
 from dreamkd.models import Classifier
 from dreamkd.moments import Average
-from dreamkd.objective import Objective, Rival
+from dreamkd.objective import Objective
 from dreamkd.observation import Observer
+from dreamkd.rival import Rival
 from dreamkd.states import under
 
 Kind = TypeVar("Kind", bound=Images)
 
 #: A batch that diverges begins again at half the rate, at most so often.
 RESTARTS = 3
-
-#: Told of every step: its number, steps in all, the newest weighted terms. May raise to stop.
-OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 class Synthesiser:
@@ -60,7 +57,12 @@ class Synthesiser:
         self._refined: Pixels | None = None  # what the images become, if their pixels are refined
         if refining_steps(config):
             self._refined = self._parameterised(Pixels, clip=config.clip != "off")
-        self._observer = Observer(self.teacher, prior=objective.prior, device=self.runtime.device)
+        self._observer = Observer(
+            self.teacher,
+            prior=objective.prior,
+            border=config.jitter_border,
+            device=self.runtime.device,
+        )
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: Average | None = None
         self._weightless: Average | None = None
@@ -126,7 +128,7 @@ class Synthesiser:
         """
         start, restart = generator.get_state(), 0
         while True:
-            attempt = _Attempt(
+            attempt = Attempt(
                 labels=labels.to(self.runtime.device),
                 generator=generator,
                 compete=compete,
@@ -145,7 +147,7 @@ class Synthesiser:
                 self._on_event(Hint(f"{error.fact}: {again}"))
                 generator.set_state(start)
 
-    def _batch(self, attempt: _Attempt, *, share: float) -> Batch:
+    def _batch(self, attempt: Attempt, *, share: float) -> Batch:
         """One attempt, at `share` of the rates; one that diverges leaves nothing behind."""
         images, labels = self._images, attempt.labels
         images.begin(len(labels), attempt.generator)
@@ -156,8 +158,12 @@ class Synthesiser:
         kept = self._rounded(x if attempt.best is None else attempt.best.images)
         seen = self._observe(kept, labels)
         if self._momentum > 0:
-            # Of what the average had a part in, and not of what pixels became without it.
-            own = seen if x is made else self._observe(self._rounded(made), labels)
+            # Of what the average had a part in, and not of what pixels became without it; as the
+            # network saw it, but where what wraps around changes little.
+            view = self._view(1, attempt) if self.config.jitter_border != "wrap" else None
+            own = seen
+            if x is not made or view is not None:
+                own = self._observe(self._rounded(made), labels, view=view)
             moments = own.moments
             assert moments is not None
             if self._average is not None:
@@ -176,7 +182,7 @@ class Synthesiser:
             terms=attempt.terms,
         )
 
-    def _advance(self, attempt: _Attempt, images: Images, course: Course) -> Tensor:
+    def _advance(self, attempt: Attempt, images: Images, course: Course) -> Tensor:
         """Take a course to its end.
 
         Returns: the images, normalised, (B, C, H, W), detached.
@@ -257,7 +263,7 @@ class Synthesiser:
         card, device = self.teacher.card, self.runtime.device
         return kind(card.input_size, mean=card.mean, std=card.std, device=device, **settings)
 
-    def _view(self, factor: int, attempt: _Attempt) -> View:
+    def _view(self, factor: int, attempt: Attempt) -> View:
         """Draw how the network sees each image."""
         config, done = self.config, attempt.done / attempt.total
         end = float(config.crop)
@@ -275,23 +281,3 @@ class Synthesiser:
         """Images as they will be stored, uint8 on the CPU."""
         card = self.teacher.card
         return to_uint8(x.contiguous(), mean=card.mean, std=card.std).cpu()
-
-
-@dataclass
-class _Attempt:
-    """A batch on its way."""
-
-    labels: Tensor  # int64 (B,), on the device
-    generator: Generator
-    compete: bool
-    name: str  # in messages
-    total: int  # steps in all
-    told: OnStep | None
-    best: Best | None
-    done: int = 0
-    terms: dict[str, float] = field(default_factory=dict)  # newest seen
-
-    @property
-    def place(self) -> str:
-        """Where it has come to, for messages."""
-        return f"step {self.done} of {self.total} of {self.name}"

@@ -53,8 +53,10 @@ def synthesise(
         ({"recipe": "adaptive"}, 1e-3, 0.5),
         # Through a generator differences grow from step to step, and from batch to batch.
         ({"recipe": "generator", "refine_steps": 5, "refine_r_feature": 0.1}, 0.05, 8),
+        ({"recipe": "adaptive", "jitter_border": "black"}, 1e-3, 0.5),
+        ({"recipe": "adaptive", "jitter_border": "mirror"}, 1e-3, 0.5),
     ],
-    ids=["pixels", "generator and pixels"],
+    ids=["pixels", "generator and pixels", "black border", "mirrored border"],
 )
 def test_the_compiled_image_step_is_one_graph_with_the_same_numbers(
     digits: Classifier, given: dict[str, Any], rel: float, levels: float

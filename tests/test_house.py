@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import dreamkd
+from dreamkd.augment import BORDERS
 from dreamkd.config import COMMANDS, OTHER_IMAGES, options
 from dreamkd.formats import FORMATS
 from dreamkd.images import IMAGES
@@ -72,6 +73,7 @@ def test_tables_and_choices_name_the_same() -> None:
         ("format", FORMATS),
         ("recipe", RECIPES),
         ("competition_loss", COMPETITION),
+        ("jitter_border", BORDERS),
     ):
         for settings in (invert, distill):
             if name in settings:

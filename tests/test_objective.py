@@ -16,7 +16,8 @@ from dreamkd.config import ImageConfig, settle
 from dreamkd.engine import Runtime, chunks, frozen, renormalise
 from dreamkd.models import Card, Classifier
 from dreamkd.moments import Average, Moments, of_batch
-from dreamkd.objective import Loss, Objective, Rival
+from dreamkd.objective import Loss, Objective
+from dreamkd.rival import Rival
 from tests.benchmarks import plain
 from tests.conftest import invert_config
 

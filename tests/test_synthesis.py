@@ -16,8 +16,9 @@ from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8, t
 from dreamkd.errors import DivergedError, NoBatchNormError
 from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.models import Card, Classifier
-from dreamkd.objective import Objective, Rival
+from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
+from dreamkd.rival import Rival
 from dreamkd.synthesis import Synthesiser
 from tests.conftest import invert_config
 
@@ -92,6 +93,8 @@ def test_a_batch_is_a_function_of_its_generator(digits: Classifier) -> None:
         {"image_warmup": 3},
         {"image_schedule": "constant"},
         {"jitter": 3},
+        {"jitter_border": "black"},
+        {"jitter_border": "mirror"},
         {"flip": "on"},
         {"clip": "off"},
         {"ce": 0.5},

@@ -10,6 +10,7 @@ from dreamkd.config.presets import PRESETS
 from dreamkd.errors import ConfigError
 
 IMAGES, LOSS = "Images", "Image loss"
+BORDERS = ("wrap", "black", "mirror")
 BY_PRESET = "by preset and input size"
 MOST_IMAGES, MOST_STEPS = 65_536, 10**9  # above, a slip of the hand
 
@@ -100,6 +101,13 @@ class ImageConfig:
         maximum=4096,
         auto=BY_PRESET,
         help="largest shift per step, in pixels",
+    )
+    jitter_border: str = option(
+        "wrap",
+        group=IMAGES,
+        choices=BORDERS,
+        help="what a shift brings in: the other side, black, or the image mirrored; statistics are "
+        "best matched under the view that the teacher was trained with",
     )
     flip: str = option(
         "auto",
@@ -233,6 +241,8 @@ class ImageConfig:
                 idle["r_feature_scale"] = "--r-feature and --refine-r-feature"
         if self.images not in ("auto", "pixels"):
             idle["start"] = f"--images {self.images}"
+        if self.jitter == 0:
+            idle["jitter_border"] = "--jitter 0"
         if self.images == "generator":
             idle["clip"] = "--images generator, whose images are always legal"
         for name, nothing in self.unmatched().items():

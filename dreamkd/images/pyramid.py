@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from dreamkd.augment import resample, resampling
 from dreamkd.images.parameterisation import Images
+from dreamkd.resampling import resample, resampling
 
 
 class Pyramid(Images):
