@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dreamkd.augment import (
+    Box,
     Window,
     crop,
     cut_mix,
@@ -15,6 +17,7 @@ from dreamkd.augment import (
     smallest_crop,
 )
 from dreamkd.batch import Best
+from dreamkd.resampling import resample, resampling
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -62,6 +65,12 @@ def test_draws_are_functions_of_the_generator() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
 
 
+def test_shifts_are_drawn_from_all_that_are_asked_for() -> None:
+    draws = draw_roll(200, shift=2, flip=False, generator=generator())
+    assert set(draws.down.tolist()) == set(draws.right.tolist()) == {-2, -1, 0, 1, 2}
+    assert not torch.equal(draws.down, draws.right)
+
+
 def test_random_crop_equals_pad_and_crop() -> None:
     images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, generator=generator(4))
     crops = random_crop(images, draw_roll(32, shift=2, flip=False, generator=generator(5)))
@@ -104,6 +113,24 @@ def test_cut_mix_pastes_one_box_of_one_other_image() -> None:
     assert min(shares) < 0.1
 
 
+def test_the_box_of_cut_mix_by_hand() -> None:
+    # A quarter of the area is half of each side: whole in the middle, a quarter of it in a corner.
+    images, box = torch.zeros(2, 1, 8, 8), Box(*torch.tensor([[0.25, 0.25], [0.5, 0], [0.5, 1]]))
+    mixed, told = cut_mix(images, images + 1, box)
+    wanted = torch.zeros(2, 1, 8, 8)
+    wanted[0, :, 2:6, 2:6] = wanted[1, :, :2, 6:] = 1
+    assert torch.equal(mixed, wanted)
+    assert told.tolist() == [1 / 4, 1 / 16]
+
+
+@pytest.mark.parametrize("after", [(8, 8), (3, 5), (13, 4), (16, 24)], ids=str)
+def test_resampling_is_the_usual_one(after: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, 8, 12, generator=generator())
+    found = resample(images, resampling((8, 12), after, device="cpu"))
+    wanted = F.interpolate(images, after, mode="bilinear", antialias=True, align_corners=False)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
 def test_a_crop_resizes_the_window_of_each_image() -> None:
     ramp = torch.arange(8.0).expand(2, 3, 8, 8)  # the value is the column
     whole = Window(*torch.tensor([[1.0, 1], [1, 0.5], [0, 0], [0, 1]]))
@@ -127,6 +154,9 @@ def test_a_crop_is_no_smaller_than_asked_and_inside() -> None:
     assert 0.3 - 1e-6 <= float(area.min()) < 0.4
     assert 0.9 < float(area.max()) <= 1 + 1e-6
     assert 0 <= float(torch.stack(window).min()) <= float(torch.stack(window).max()) <= 1
+    aspect = window.columns / window.rows
+    assert 0.75 - 1e-6 <= float(aspect.min()) < 0.77 < 1.3 < float(aspect.max()) <= 4 / 3 + 1e-6
+    assert float((window.left - window.top).abs().max()) > 0.9, "each place its own draw"
     whole = draw_crop(5, smallest=1.0, generator=generator())
     images = torch.rand(5, 1, 6, 7, generator=generator())
     assert torch.allclose(crop(images, whole), images, atol=1e-6)

@@ -85,6 +85,14 @@ def test_layers_without_running_statistics_do_not_count() -> None:
     assert batchnorm.layers(model) == []
 
 
+@pytest.mark.parametrize("shapes", [((4, 1), (4, 1)), ((4,), (1,)), ((), ())], ids=str)
+def test_statistics_of_other_shapes_are_of_something_else(shapes: tuple[tuple[int, ...]]) -> None:
+    model = nn.Identity()
+    for name, shape in zip(("running_mean", "running_var"), shapes, strict=True):
+        model.register_buffer(name, torch.ones(shape))
+    assert batchnorm.layers(model) == []
+
+
 def test_trace_lists_calls_in_execution_order() -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
@@ -187,8 +195,9 @@ def test_an_average_comes_back_from_its_state() -> None:
     assert again is not None
     assert all(torch.equal(a, b) for a, b in zip(again.moments, kept.moments, strict=True))
     assert Average.restored({}, 0.9, device="cpu") is None
-    with pytest.raises(RunError, match="of an older version; choose another --out"):
-        Average.restored({"0000.offset": torch.ones(3)}, 0.9, device="cpu")
+    for names in (["0000.offset"], ["offset"], ["offset", "square", "0000.offset"]):
+        with pytest.raises(RunError, match="of an older version; choose another --out"):
+            Average.restored(dict.fromkeys(names, torch.ones(3)), 0.9, device="cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -213,6 +222,32 @@ def test_compiled_moments_at_a_hundred_standard_deviations(dtype: torch.dtype) -
     (plain,) = torch.autograd.grad(sum((weight * s).sum() for s in wanted), exact)
     # Each value is rounded once to the precision of x.
     assert torch.allclose(grad.double(), plain, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_recalibrated_statistics_are_plain_means_over_batches() -> None:
+    """Whatever else is random or has statistics, which are put aside; all is in eval mode then."""
+    norm, frozen = nn.BatchNorm1d(3, momentum=0.3), torchvision.ops.FrozenBatchNorm2d(3)
+    model = nn.Sequential(nn.Dropout(0.5), norm, nn.Unflatten(1, (3, 1, 1)), frozen).train()
+    batches = list(torch.randn(3, 8, 3, generator=torch.Generator().manual_seed(7)))
+    batchnorm.recalibrate(model, batches)
+    means, variances = (torch.stack(found) for found in zip(*map(of, batches), strict=True))
+    assert torch.allclose(norm.running_mean, means.mean(0), atol=1e-6)
+    assert torch.allclose(norm.running_var, variances.mean(0), atol=1e-6)
+    assert norm.momentum == 0.3
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(frozen.running_var, torch.ones(3))
+
+
+def of(batch: Tensor) -> tuple[Tensor, Tensor]:
+    return batch.mean(0), batch.var(0)
+
+
+def test_statistics_that_training_moves_are_those_of_layers_that_keep_some() -> None:
+    norm, none = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)
+    model = nn.Sequential(none, torchvision.ops.FrozenBatchNorm2d(3), norm)
+    mean, var = batchnorm.running_statistics(model)
+    assert mean is norm.running_mean
+    assert var is norm.running_var
 
 
 def with_statistics(mean: list[float], var: list[float]) -> nn.Module:

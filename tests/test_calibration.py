@@ -10,8 +10,8 @@ from torch import nn
 
 from dreamkd import calibration, models
 from dreamkd.config import ImageConfig, settle
-from dreamkd.engine import Runtime, memory
-from dreamkd.errors import ConfigError
+from dreamkd.engine import Runtime, enough_memory, memory
+from dreamkd.errors import ConfigError, RunError
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
 from dreamkd.preparation import _measured
@@ -25,14 +25,17 @@ def settings(digits: Classifier, scale: float = 2.0) -> ImageConfig:
     return settle(config, input_size=digits.card.input_size)
 
 
-def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier) -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["own statistics", "those of a prior"])
+def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier, own: bool) -> None:
+    prior = None if own else Classifier(digits.module, replace(digits.card, std=(0.1,)))
     config = settings(digits, 2.0)
-    weight = calibration.r_feature_weight(digits, config, seed=0)
+    weight = calibration.r_feature_weight(digits, config, seed=0, prior=prior)
     x, labels, view = calibration._noise(digits, 64, seed=0)
     norms = []
     for ce, r_feature in ((1.0, 0.0), (0.0, weight)):
         alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)
-        with Objective(digits, alone, runtime=Runtime.settle(alone)) as objective:
+        runtime = Runtime.settle(alone)
+        with Objective(digits, alone, runtime=runtime, prior=prior) as objective:
             norms.append(float(objective(x, labels, view).gradient.norm()))
     # norms[1] is weight x ||d R||, and weight = 2 sqrt(||d L|| / ||d R||).
     assert weight * norms[1] / norms[0] == pytest.approx(4.0, rel=0.01)
@@ -43,7 +46,7 @@ def test_the_weight_is_proportional_to_the_scale_and_repeatable(digits: Classifi
         calibration.r_feature_weight(digits, settings(digits, scale), seed=0)
         for scale in (1.0, 3.0, 1.0)
     )
-    assert one == again
+    assert one == again != calibration.r_feature_weight(digits, settings(digits, 1.0), seed=1)
     assert two == pytest.approx(3 * one, rel=0.01)
 
 
@@ -128,6 +131,14 @@ def test_a_network_of_one_class_asks_for_a_weight() -> None:
     config = settle(invert_config(), input_size=SIZE)
     with pytest.raises(ConfigError, match="the class loss has no gradient; give a weight"):
         calibration.r_feature_weight(network, config, seed=0)
+
+
+def test_only_running_out_of_memory_is_put_into_other_words() -> None:
+    line = r"^the device ran out of memory: buy more"
+    with pytest.raises(RunError, match=line), enough_memory("buy more"):
+        raise torch.OutOfMemoryError
+    with pytest.raises(RuntimeError, match=r"^another reason$"), enough_memory("buy more"):
+        raise RuntimeError("another reason")
 
 
 def test_running_out_of_memory_halves_the_images_until_they_fit() -> None:

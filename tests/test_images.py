@@ -131,6 +131,14 @@ def test_a_pyramid_has_a_level_for_each_power_of_two() -> None:
     ]
 
 
+def test_a_pyramid_starts_from_equal_parts_of_noise() -> None:
+    images = made("pyramid")
+    assert isinstance(images, Pyramid)
+    images.begin(2000, generator())
+    spread = [float(level.detach().std()) for level in images.levels]
+    assert spread == pytest.approx([1 / 5] * 5, rel=0.05)
+
+
 def test_coarse_levels_move_the_whole_image() -> None:
     images = made("pyramid", clip=False)
     assert isinstance(images, Pyramid)
@@ -168,6 +176,20 @@ def test_a_generator_learns_from_batch_to_batch() -> None:
         images.end(lr=3e-3)
     first, last = (sum(part) for part in (reached[:4], reached[-12:]))
     assert last / 12 < 0.7 * first / 4  # a batch alone varies by a third
+
+
+def test_the_start_takes_one_step_of_adam_at_the_rate_of_all_inner_steps_by_hand() -> None:
+    images = made("generator", (3, 8, 8))
+    before = images.state()["meta.linear.weight"].clone()
+    images.begin(4, generator())
+    descend(images, torch.ones(4, 3, 8, 8), steps=3, lr=1e-3)
+    images.end(lr=1e-3)
+    after = images.state()
+    # The first step is as long as the rate. Moments: (1 - 0.5) g and (1 - 0.999) g^2.
+    moved = (after["meta.linear.weight"] - before).abs().median()
+    assert float(moved) == pytest.approx(3e-3, rel=1e-2)
+    ratio = after["exp_avg.linear.weight"].square() / after["exp_avg_sq.linear.weight"]
+    assert float(ratio.median()) == pytest.approx(0.5**2 / 0.001, rel=1e-3)
 
 
 def test_a_generator_continues_from_its_state() -> None:

@@ -187,6 +187,33 @@ def test_of_one_output_the_rest_is_spread_evenly() -> None:
     assert float(found) == pytest.approx(4 * float((p * (p.log() - q)).sum()), rel=2e-3)
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("others", [-50.0, -1e5])
+def test_a_teacher_without_doubt_leaves_loss_and_gradient_finite(k: int, others: float) -> None:
+    """Its first probability rounds to 1, and others leave the range of half precision."""
+    log_p = torch.tensor([[0.0, others, others]]).log_softmax(1)
+    kept = losses.sparse(log_p, k, generator=torch.Generator().manual_seed(0))
+    student = torch.zeros(1, 3, requires_grad=True)
+    loss = losses.distillation_from_sparse(kept, student, temperature=1.0)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.item() == pytest.approx(math.log(3), abs=1e-4)
+    assert torch.allclose(gradient, torch.tensor([[-2 / 3, 1 / 3, 1 / 3]]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits: losses.classification(logits, torch.arange(8)),
+        lambda logits: losses.hard_labels(logits, torch.eye(8, 50), smoothing=0.1),
+        lambda logits: losses.softened(logits, 3.0),
+    ],
+    ids=["classification", "hard labels", "softened"],
+)
+def test_logits_of_half_precision_are_compared_in_full(loss) -> None:
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    torch.testing.assert_close(loss(logits), loss(logits.float()), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_over_all_draws_loss_and_gradient_are_those_of_all_outputs(k: int) -> None:
     generator = torch.Generator().manual_seed(0)

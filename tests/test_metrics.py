@@ -97,13 +97,23 @@ def test_a_teacher_is_measured_beside_on_the_same_images(digits: Classifier) -> 
         "cifar_resnet8", num_classes=10, input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)
     )
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (40, 1, 16, 16), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(40) % 10
-    both = measure(other, images, labels, teacher=digits)
+    coarse = torch.randint(0, 256, (70, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    images = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    labels, asked = torch.arange(70) % 10, []
+    both = measure(other, images, labels, teacher=digits, on_batch=lambda: asked.append(1))
+    assert len(asked) == 2  # 64 images, and 6
     alone = [measure(network, images, labels) for network in (other, digits)]
     assert [both.top1, both.teacher_top1] == [one.top1 for one in alone]
     assert both.top1 != both.teacher_top1
     assert alone[0].teacher_top1 is None
+    with torch.no_grad():
+        ours, theirs = (
+            n.module(normalise(images, mean=n.card.mean, std=n.card.std)).argmax(1)
+            for n in (other, digits)
+        )
+    same = int((ours == theirs).sum())
+    assert both.agreement == pytest.approx(100 * same / 70)
+    assert 0 < same < 70
 
 
 def test_what_was_measured_can_still_learn(digits: Classifier) -> None:

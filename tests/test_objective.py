@@ -78,6 +78,54 @@ def test_terms_and_gradient_are_those_of_the_plain_formula_in_float64(digits: Cl
     assert float((found.gradient - gradient).norm() / gradient.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+def test_beside_other_networks_terms_are_those_of_the_plain_formula(
+    digits: Classifier, factor: int
+) -> None:
+    """A rival and a prior that differ from the teacher in nothing but their normalisation."""
+    rival = Classifier(digits.module, replace(digits.card, mean=(0.1,), std=(0.6,)))
+    prior = Classifier(digits.module, replace(digits.card, mean=(0.4,), std=(0.8,)))
+    config, (x, _) = settings(digits, tv_l2=0.1), batch((1, 16, 16))
+    still = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
+    given: dict[str, Any] = {"rival": Rival(rival, weight=2.0, temperature=3.0), "prior": prior}
+    with Objective(digits, config, runtime=Runtime.settle(config), **given) as evaluate:
+        found = evaluate(x, LABELS, still, factor=factor)
+        alone = evaluate(x, LABELS, still, factor=factor, compete=False)
+        names = [evaluate.term_names(compete=compete) for compete in (True, False)]
+    # Each pixel that the networks see is the mean of a square.
+    x = x.unflatten(2, (-1, factor)).unflatten(4, (-1, factor)).mean((3, 5)).double()
+    images = x * digits.card.std[0] + digits.card.mean[0]
+    model = copy.deepcopy(digits.module).double()
+    logits, theirs = model(x), model((images - 0.1) / 0.6)
+    with plain.statistics_terms(model) as distances:
+        model(nn.functional.interpolate((images - 0.4) / 0.8, (16, 16), mode="bilinear"))
+    terms = {
+        "ce": nn.functional.cross_entropy(logits, LABELS),
+        "tv_l2": 0.1 * losses.tv_l2(x).mean(),
+        "competition": 2 * losses.competition(logits, theirs, temperature=3).mean(),
+        "r_feature": 0.5 * sum(distances),
+    }
+    assert names == [[*terms], ["ce", "tv_l2", "r_feature"]]
+    wanted = torch.stack([*terms.values()]).float()
+    assert torch.allclose(found.terms, wanted, rtol=1e-4)
+    assert torch.allclose(alone.terms, wanted[[0, 1, 3]], rtol=1e-4)
+
+
+def test_what_was_left_may_be_entered_again_with_other_weights(digits: Classifier) -> None:
+    teacher, student, config = digits.copy(), student_of(digits), settings(digits)
+    x, view = batch((1, 16, 16))
+    given: dict[str, Any] = {"runtime": Runtime.settle(config), "rival": Rival(student, weight=2)}
+    evaluate = Objective(teacher, config, **given)
+    with evaluate:
+        evaluate(x, LABELS, view)
+    assert all(weight.is_contiguous() for weight in student.module.parameters())
+    for layer in batchnorm.layers(teacher.module):
+        layer.running_var.mul_(2)
+    with evaluate, Objective(teacher, config, **given) as another:
+        again, wanted = (each(x, LABELS, view) for each in (evaluate, another))
+    assert torch.equal(again.terms, wanted.terms)
+
+
 @pytest.mark.parametrize("size", [1, 5, 6, 11])
 @pytest.mark.parametrize("how", ["alone", "rival", "half resolution", "average", "prior"])
 def test_a_batch_in_chunks_has_the_gradient_of_the_whole(

@@ -171,20 +171,22 @@ class Watcher(nn.Module):
         return self.answer.expand(len(x), 3)
 
 
-def test_a_verifier_sees_the_images_in_its_own_size_and_channels() -> None:
+@pytest.mark.parametrize(
+    ("shape", "size"), [((1, 16, 16), (3, 24, 20)), ((3, 50, 40), (1, 24, 20))], ids=str
+)
+def test_a_verifier_sees_the_images_in_its_own_size_and_channels(
+    shape: tuple[int, int, int], size: tuple[int, int, int]
+) -> None:
+    mean, std = (0.1, 0.2, 0.3)[: size[0]], (0.5, 0.5, 0.4)[: size[0]]
     judge = Classifier.of(
-        Watcher(),
-        name="watcher",
-        num_classes=3,
-        input_size=(3, 24, 20),
-        mean=(0.1, 0.2, 0.3),
-        std=(0.5, 0.5, 0.4),
+        Watcher(), name="watcher", num_classes=3, input_size=size, mean=mean, std=std
     )
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (70, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (70, *shape), dtype=torch.uint8, generator=generator)
     verifiers = Verifiers({"judge": judge})
     with verifiers.on("cpu"):
         assert verifiers.predictions(images)["judge"].tolist() == [2] * 70
-    larger = interpolate(images.float() / 255, (24, 20), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (judge.card.mean, judge.card.std))
-    assert torch.allclose(torch.cat(judge.module.shown), (larger - mean) / std, atol=1e-5)
+    grey = images.float().mean(1, keepdim=True) / 255
+    resized = interpolate(grey, (24, 20), mode="bilinear", antialias=True)
+    middle, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    assert torch.allclose(torch.cat(judge.module.shown), (resized - middle) / scale, atol=1e-5)

@@ -43,9 +43,15 @@ def synthesiser_of(
     return Synthesiser(objective, on_event=on_event)
 
 
-def synthesise(teacher: Classifier, *arguments: Any, **given: Any) -> Batch:
-    with synthesiser_of(teacher, *arguments, **given) as synthesiser:
-        return synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
+def synthesise_one(*arguments: Any, **given: Any) -> tuple[Batch, dict[str, torch.Tensor]]:
+    """A batch, and what the next one begins from."""
+    with synthesiser_of(*arguments, **given) as synthesiser:
+        batch = synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
+        return batch, synthesiser.state()
+
+
+def synthesise(*arguments: Any, **given: Any) -> Batch:
+    return synthesise_one(*arguments, **given)[0]
 
 
 def test_images_come_closer_to_what_the_teacher_remembers(digits: Classifier) -> None:
@@ -72,8 +78,10 @@ def test_every_weighted_term_is_reported(digits: Classifier) -> None:
 def test_the_best_version_may_be_the_last(digits: Classifier) -> None:
     """One step makes two versions of an image: what it starts from, and what comes of it."""
     given = {"image_steps": 1, "r_feature": 0.0, "jitter": 0, "flip": "off"}
-    best, last = (synthesise(digits, keep=keep, **given) for keep in ("best", "last"))
-    assert torch.equal(best.images, last.images)
+    # What an image was at half the resolution, where it seems smoother, is no version of it.
+    for more in ({"image_steps": 2, "stages": (1, 1), "tv_l2": 10.0}, {}):
+        best, last = (synthesise(digits, keep=keep, **given | more) for keep in ("best", "last"))
+        assert torch.equal(best.images, last.images)
     longer = synthesise(digits, keep="best", **given | {"image_steps": 6})
     assert float(longer.confidences.mean()) > float(best.confidences.mean())
 
@@ -132,18 +140,41 @@ def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:
     assert share(rivalled) < share(alone)
 
 
+def test_without_competition_a_batch_is_as_without_a_rival(digits: Classifier) -> None:
+    given = {"image_steps": 1, "r_feature": 0.0, "jitter": 0, "keep": "best"}
+    alone = synthesise(digits, **given)
+    with synthesiser_of(digits, Rival(digits, weight=1000.0), **given) as synthesiser:
+        generator = generator_for(0, "batch", 0)
+        batch = synthesiser.batch(LABELS, generator=generator, compete=False)
+    assert torch.equal(batch.images, alone.images)
+    assert batch.terms == alone.terms
+
+
+def test_a_generator_begins_from_weights_of_the_seed(digits: Classifier) -> None:
+    first, again, other = (
+        Synthesiser.of(digits, config, runtime=Runtime.settle(config)).state()
+        for config in (
+            settle(invert_config(images="generator", seed=seed), input_size=(1, 16, 16))
+            for seed in (1, 1, 2)
+        )
+    )
+    name = "images.meta.linear.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
 def test_refined_pixels_begin_where_the_generator_ended(digits: Classifier) -> None:
     def made(**given: object) -> tuple[Batch, dict[str, torch.Tensor]]:
-        with synthesiser_of(digits, images="generator", image_steps=5, **given) as synthesiser:
-            batch = synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
-            return batch, synthesiser.state()
+        given |= {"images": "generator", "image_steps": 5, "bn_momentum": 0.5}
+        return synthesise_one(digits, **given)
 
     (plain, carried), (barely, _) = made(refine_steps=0), made(refine_steps=1, refine_lr=1e-6)
     assert int((plain.images.int() - barely.images.int()).abs().max()) <= 1
     assert plain.terms != barely.terms  # another view, another weight
     refined, carried_too = made(refine_steps=40, refine_r_feature=0.1)
     assert float(refined.confidences.mean()) > float(plain.confidences.mean()) + 0.3
-    # What the next batch begins from is the generator's doing alone.
+    # What the next batch begins from is the generator's doing alone, statistics included.
+    assert "average.offset" in carried
     assert carried.keys() == carried_too.keys()
     assert all(torch.equal(carried[name], carried_too[name]) for name in carried)
 
@@ -179,10 +210,18 @@ def test_models_are_left_as_they_were(digits: Classifier) -> None:
 
 
 def test_divergence_names_term_step_and_batch(digits: Classifier) -> None:
+    heard: list[Event] = []
     with pytest.raises(DivergedError) as caught:
-        synthesise(digits, image_lr=1e30, clip="off", image_steps=30)
+        synthesise(digits, image_lr=1e30, clip="off", image_steps=30, on_event=heard.append)
     fact = r"\w+ became (nan|inf) at image step 25 of 30 of the batch"
     assert re.fullmatch(fact, caught.value.fact)
+    rates = [event.text.split()[-4] for event in heard if isinstance(event, Hint)]
+    assert rates == ["0.5", "0.25", "0.125"]
+
+
+def test_pixels_that_the_last_step_made_infinite_are_not_stored(digits: Classifier) -> None:
+    with pytest.raises(DivergedError, match="pixels became NaN or infinite at step 1 of 1 of the"):
+        synthesise(digits, image_lr=1e40, clip="off", image_steps=1)
 
 
 @pytest.mark.parametrize("images", ["pixels", "generator"])
@@ -191,7 +230,8 @@ def test_a_batch_that_diverges_begins_again_at_half_the_rate(
 ) -> None:
     """As if the lower rate had been asked for; what is carried on is untouched by the failure."""
     refining = {"pixels": {}, "generator": {"refine_lr": 0.025}}[images]
-    wanted = synthesise(digits, images=images, image_lr=0.025, image_steps=25, **refining)
+    given = {"images": images, "image_steps": 25}
+    wanted, carried = synthesise_one(digits, image_lr=0.025, **given, **refining)
     bad = [{"ce": math.nan}] * 2
 
     def check(terms: dict[str, float], *, where: str) -> None:
@@ -199,8 +239,10 @@ def test_a_batch_that_diverges_begins_again_at_half_the_rate(
 
     monkeypatch.setattr(synthesis, "check_finite", check)
     heard: list[Event] = []
-    batch = synthesise(digits, images=images, image_lr=0.1, image_steps=25, on_event=heard.append)
+    batch, state = synthesise_one(digits, image_lr=0.1, on_event=heard.append, **given)
     assert torch.equal(batch.images, wanted.images)
+    assert state.keys() == carried.keys()
+    assert all(torch.equal(state[name], carried[name]) for name in carried)
     assert batch.summary()["lr"] == 0.025
     assert [type(event) for event in heard] == [Hint, Hint]
     steps = {"pixels": 25, "generator": 45}[images]

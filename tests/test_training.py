@@ -13,11 +13,12 @@ from torch import Tensor
 from dreamkd import models
 from dreamkd.config import settle
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, optimizer, rate
+from dreamkd.engine import Runtime, optimizer
 from dreamkd.errors import DivergedError
 from dreamkd.examples import Examples
 from dreamkd.models import Classifier
 from dreamkd.training import Training
+from dreamkd.views import view
 from tests.conftest import distill_config
 
 
@@ -75,7 +76,8 @@ def test_resumed_equals_uninterrupted_to_the_bit(
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     with training(digits, **given) as second:
         second.restore(tensors, facts)
-        assert second.step == 5
+        assert (second.step, second.seconds) == (5, first.seconds)
+        assert second.seconds > 0
         second.advance(examples(), until=12)
     assert same(weights(whole), weights(second))
     assert same(whole.state()[0], second.state()[0])
@@ -244,22 +246,22 @@ def test_the_average_of_the_weights_by_hand(digits: Classifier) -> None:
         found = run.result(examples()).module.state_dict()["conv1.weight"]
         assert torch.allclose(found, expected, atol=1e-6)
         assert not torch.equal(found, weights(run)["conv1.weight"])
+        assert run.result(examples()).module.bn1.num_batches_tracked == 3
         run.restart()
         assert same(run.result(examples()).module.state_dict(), fresh().module.state_dict())
 
 
 def test_recalibrated_statistics_are_those_of_the_bank(digits: Classifier) -> None:
-    # Every view of a flat bank is the same: one batch, or three, have its statistics.
-    flat = torch.full((4, 1, 16, 16), 128, dtype=torch.uint8)
     with training(digits, bn_recalibration=3) as run:
         run.advance(examples(), until=3)
         before = {name: value.clone() for name, value in weights(run).items()}
-        found = run.result(Examples(flat, torch.zeros(4, dtype=torch.int64))).module
-    first = next(m for m in found.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    inputs = torch.full((4, 1, 16, 16), (128 / 255 - 0.3) / 0.3)
+        found = run.result(examples()).module
+    # The steps after the last, which is the twelfth, would have seen these views.
+    views = [view(run.config, examples(), step=12 + k, classes=10, device="cpu") for k in range(3)]
+    inputs = (torch.cat([images for images, _ in views]) / 255 - 0.3) / 0.3
     wanted = found.conv1(inputs).mean((0, 2, 3))
-    assert torch.allclose(first.running_mean, wanted, atol=1e-4)
-    assert first.momentum == 0.1
+    assert torch.allclose(found.bn1.running_mean, wanted, atol=1e-4)
+    assert found.bn1.momentum == 0.1
     assert same(before, weights(run)), "the student that goes on training is left alone"
 
 
@@ -294,11 +296,3 @@ def test_divergence_names_the_step(digits: Classifier) -> None:
         pytest.raises(DivergedError, match="student step 25 of 100"),
     ):
         run.advance(examples(), until=100)
-
-
-def test_rates_by_hand() -> None:
-    assert [rate(step, 10, warmup=2) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    # (1 + cos(pi (6 - 2) / (10 - 2))) / 2 = 1/2 halfway between the warm-up and the end.
-    assert rate(6, 10, warmup=2) == pytest.approx(0.5)
-    assert rate(10, 10) == pytest.approx(0.0)
-    assert rate(9, 10, schedule="constant") == 1.0

@@ -27,16 +27,16 @@ class Pyramid(Images):
         """Draw every level from N(0, 1) / number of levels, on the CPU."""
         channels, height, width = self.size
         coarsest = math.ceil(math.log2(max(height, width)))
-        shapes = [
+        shapes = dict.fromkeys(
             (max(1, round(height / 2**k)), max(1, round(width / 2**k)))
             for k in range(coarsest, -1, -1)
-        ]
+        )
         self.levels = [
             torch.randn((count, channels, *shape), generator=generator)
             .div_(len(shapes))
             .to(self.device)
             .requires_grad_()
-            for shape in dict.fromkeys(shapes)
+            for shape in shapes
         ]
         self._enlarge = [
             resampling((level.shape[2], level.shape[3]), self.size[1:], device=self.device)
