@@ -52,9 +52,11 @@ def manifest(run: Run) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_added_is_seen_at_once(run: Run, name: str) -> None:
     with Bank(run, files=FORMATS[name](run.folder, ["a", "b"])) as bank:
+        assert (bank.last, run.advanced) == (-1, False)
         for k in range(3):
             add(bank, k)
             assert bank.held([k]) == [True]
+            assert (bank.last, run.advanced) == (k, True)
         add(bank, 3)
         ((read, labels),) = bank.read([3])
         assert torch.equal(read, images(3))

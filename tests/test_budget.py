@@ -15,6 +15,7 @@ from dreamkd import preparation
 from dreamkd.batch import Batch
 from dreamkd.budget import Pace, Plan, largest_plan, left_out, measure_pace, planned
 from dreamkd.config import DistillConfig, settle
+from dreamkd.config.images import MOST_STEPS
 from dreamkd.distillation import distill
 from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError
@@ -90,6 +91,7 @@ def test_rounds_end_where_they_are_no_longer_legal() -> None:
     config = settled(first_batches=5, rounds=4, steps=40)
     # 5 first batches of 2 and 3 rounds of 3 leave 31 for steps of 0.1.
     assert largest_plan(config, PACE, seconds=50.0, most=3) == Plan(5, 3, 310)
+    assert largest_plan(config, PACE, seconds=1e9, most=3) == Plan(5, 3, MOST_STEPS)
     plan = planned(config, config, Pace(0.4, 0.4, 0.0066), input_size=SIZE, seconds=120_000)
     assert plan.rounds == 65_536
 
@@ -98,6 +100,7 @@ def test_offline_a_round_is_a_step() -> None:
     config = replace(settled(steps=40), recipe="offline")
     # 50 / 0.1
     assert largest_plan(config, PACE, seconds=50.0) == (0, 0, pytest.approx(500, abs=1))
+    assert largest_plan(config, PACE, seconds=1e9) == (0, 0, MOST_STEPS)
 
 
 def test_too_little_time_is_refused_with_what_it_takes() -> None:

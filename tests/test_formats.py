@@ -55,3 +55,15 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace("batch-000000", "../../batch-000000"))
     with pytest.raises(DataError, match=r"lists '\.\./\.\./batch-000000\.jsonl'"):
         next(read_run(tmp_path))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("k", [0, 999_999, 1_000_000, 999_999_999])
+def test_a_batch_is_known_by_its_file_however_many_there_are(
+    name: str, k: int, tmp_path: Path
+) -> None:
+    files = FORMATS[name](tmp_path, ["a"])
+    match = files.names.fullmatch(files.path(k).name)
+    assert match is not None
+    assert int(match[1]) == k
+    assert not files.names.fullmatch(f"{files.path(k).name}.part")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreamkd import identity, models
+from dreamkd.config import InvertConfig
 from dreamkd.errors import RunError
 from dreamkd.inversion import invert
 from dreamkd.models import Classifier
@@ -19,7 +20,7 @@ from tests.conftest import invert_config
     ("spec", "path"),
     [
         ("net.pkl", True),
-        ("net.safetensors", True),
+        *((f"net.{ending}", True) for ending in ("safetensors", "pt", "pth", "bin", "ckpt", "tar")),
         ("folder/net", True),
         ("./net", True),
         ("net", False),
@@ -40,6 +41,9 @@ def test_what_does_not_lie_there_is_a_file_to_all_or_to_none(spec: str, path: bo
         ("model", "net", "/b/other", False),
         ("model", "net", "other", False),  # names, as far as two words tell
         ("model", "resnet18", "timm:resnet18", False),
+        *((name, "a.pt", "b/a.pt", True) for name in ("teacher", "student", "bn_prior")),
+        ("data", "a", "b", True),
+        ("labels", "a", "b", True),
         ("verifier", ["a", "b"], ["x/a", "b"], True),
         ("verifier", ["a", "b"], ["x/b", "b"], False),
         ("data", "digits.tar", "sklearn:digits", False),
@@ -50,6 +54,23 @@ def test_what_does_not_lie_there_is_a_file_to_all_or_to_none(spec: str, path: bo
 def test_a_file_may_move(name: str, then: object, now: object, same: bool) -> None:
     found = identity.differing({name: now}, then={name: then}, decided={name: then})
     assert (found == []) is same
+
+
+def test_where_a_run_lies_and_what_it_says_makes_no_other_run() -> None:
+    plain, told = (
+        identity.requested_settings(InvertConfig(model="m", **given))
+        for given in ({}, {"out": "x", "quiet": True, "json": True, "max_minutes": 1.0})
+    )
+    assert plain == told
+    assert plain != identity.requested_settings(InvertConfig(model="m", seed=1))
+
+
+def test_of_two_cards_what_is_not_the_same_is_told_apart() -> None:
+    then = {"a": {"b": 1, "c": {"d": 2, "e": 3}}, "f": 4, "g": 5}
+    now = {"a": {"b": 1, "c": {"d": 6, "e": 3}}, "g": 5, "h": 7}
+    only_then, only_now = identity.apart(then, now)
+    assert only_then == {"a": {"c": {"d": 2}}, "f": 4, "h": None}
+    assert only_now == {"a": {"c": {"d": 6}}, "f": None, "h": 7}
 
 
 def test_a_moved_file_without_an_ending_is_known_by_its_hash(

@@ -610,6 +610,8 @@ def test_time_that_is_up_stops_it_and_the_same_command_continues(
         assert len(manifest.read_text().splitlines()) > made
         made += 1
     assert facts(tmp_path / "run") == facts(whole)
+    with pytest.raises(Stopped):  # of three batches, the first is durable before the last begins
+        run(tmp_path / "three", max_minutes=1e-6, per_class=6)
 
 
 def test_it_computes_on_as_many_threads_as_asked(tmp_path: Path) -> None:

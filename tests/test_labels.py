@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from dreamkd.errors import ConfigError
-from dreamkd.labels import label_range, parse_classes, plan_batches
+from dreamkd.labels import (
+    count_images,
+    label_range,
+    parse_classes,
+    parse_weights,
+    plan_batches,
+)
 
 NAMES = ("cat", "dog", "great white shark")
 
@@ -53,6 +59,47 @@ def test_labels_are_laid_out_round_by_round() -> None:
     labels = label_range([3, 5, 9], 0, 12, seed=0)
     for start in range(0, 12, 3):
         assert sorted(labels[start : start + 3].tolist()) == [3, 5, 9]
+
+
+def test_each_round_has_an_order_of_its_own() -> None:
+    rounds = label_range(range(10), 0, 50, seed=0).view(5, 10).tolist()
+    assert len({tuple(classes) for classes in rounds}) == 5
+
+
+@pytest.mark.parametrize(
+    ("weight", "rounds", "images"),
+    [
+        (0.57, 100, 57),  # 56.99999999999999 to a float
+        (0.1, 10, 1),
+        (0.5, 3, 1),
+        (2.5, 3, 7),
+    ],
+)
+def test_a_share_is_what_it_is_on_paper(weight: float, rounds: int, images: int) -> None:
+    assert count_images([weight], rounds) == images
+    labels = label_range([4, 7], 0, rounds + images, seed=0, weights=[weight, 1.0])
+    assert labels.tolist().count(4) == images
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        (None, [1, 1, 1]),
+        ("dog:0.5", [1, 0.5, 1]),
+        ("0-1:0,shark: fin:1000", [0, 0, 1000]),
+        ("0:2,0:3", [3, 1, 1]),
+    ],
+)
+def test_parse_weights(text: str | None, weights: list[float]) -> None:
+    names = ("cat", "dog", "shark: fin")
+    assert parse_weights(text, [0, 1, 2], num_classes=3, class_names=names) == weights
+
+
+@pytest.mark.parametrize("part", ["0:1000.5", "0:-1", "0:nan", "0:", "0", "0:x"])
+def test_a_weight_out_of_range_is_refused(part: str) -> None:
+    line = rf"^--class-weights: '{part}' is not CLASS:WEIGHT with a weight within 0\.\.1000$"
+    with pytest.raises(ConfigError, match=line):
+        parse_weights(f"1:1,{part}", [0, 1, 2], num_classes=3)
 
 
 def test_any_range_is_a_piece_of_the_same_layout() -> None:

@@ -1,8 +1,11 @@
 """The manifest: whole lines only, and nothing in it taken for granted."""
 
+import fcntl
 import json
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -34,6 +37,48 @@ def test_a_torn_end_of_any_length_is_overwritten(path: Path, torn: int) -> None:
         path.write_bytes(before + b"x" * torn)
         manifest.append(path, LINE)
         assert path.read_bytes() == before + (json.dumps(LINE, sort_keys=True) + "\n").encode()
+
+
+def test_several_may_append_since_each_has_the_file_to_itself(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    flock = fcntl.flock
+
+    def locked(file: BinaryIO, kind: int) -> None:
+        asked.append((kind, path.stat().st_size))
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    manifest.append(path, LINE)
+    size = path.stat().st_size
+    manifest.append(path, LINE)
+    assert asked == [(fcntl.LOCK_EX, 0), (fcntl.LOCK_EX, size)]
+
+
+def test_a_line_that_is_no_json_is_not_written(path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        manifest.append(path, LINE | {"r_feature": math.nan})
+    assert not path.exists()
+
+
+def test_batches_are_known_by_their_numbers_and_come_in_their_order() -> None:
+    names = re.compile(r"shard-([0-9]+)\.tar")
+    listed = {f"shard-{k:06d}.tar": SHARD for k in (10, 2, 1_000_000)}
+    assert manifest.numbered(listed, names) == [(2, SHARD), (10, SHARD), (1_000_000, SHARD)]
+    with pytest.raises(DataError, match=r"lists 'other\.tar' beside the batches of a run"):
+        manifest.numbered(listed | {"other.tar": SHARD}, names)
+
+
+def test_a_run_is_known_by_what_it_holds_and_may_be_called_like_it(tmp_path: Path) -> None:
+    run = tmp_path / "images"
+    tar = run / "shards" / "shard-000000.tar"
+    tar.parent.mkdir(parents=True)
+    tar.write_bytes(b"")
+    (run / "resolved.json").write_text("{}")
+    assert [manifest.run_of(path) for path in (run, tar.parent, tar)] == [run] * 3
+    (run / "resolved.json").unlink()
+    assert [manifest.run_of(path) for path in (run, tar.parent)] == [tmp_path, run]
 
 
 def test_the_last_line_about_a_shard_counts(path: Path) -> None:

@@ -105,21 +105,6 @@ def test_a_finished_run_in_a_read_only_folder_is_not_extended(
         assert run.result == {"images": 1}
 
 
-def test_a_log_may_lie_in_the_folder_but_nothing_that_would_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "slurm-1.out").write_text("began")
-    with open_run(tmp_path) as run:
-        run.settle(RESOLVED)
-    assert (tmp_path / "slurm-1.out").read_text() == "began"
-    for name in ("manifest.jsonl", "env.json", "state-student.safetensors"):
-        (tmp_path / name[:3]).mkdir()
-        (tmp_path / name[:3] / name).write_text("")
-        with (
-            pytest.raises(RunError, match=rf"holds no run \({name}\)"),
-            open_run(tmp_path / name[:3]),
-        ):
-            pass
-
-
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,40 @@ def test_what_was_recorded_is_read_back_also_after_a_stop(tmp_path: Path, stop: 
         stored.at(3 * SEGMENT)
 
 
+@pytest.mark.parametrize(("kept", "step"), [(3, 5), (3, SEGMENT), (SEGMENT, SEGMENT + 1)])
+def test_fewer_labels_than_steps_are_refused(tmp_path: Path, kept: int, step: int) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.begin(0)
+    for k in range(kept):
+        recorder.add(k, label(k))
+    recorder.flush()
+    Recorder(tmp_path).begin(kept)
+    with pytest.raises(DataError, match=rf"ends before step {step}|are missing"):
+        Recorder(tmp_path).begin(step)
+
+
+def test_a_run_of_labels_is_known_by_what_they_say(tmp_path: Path) -> None:
+    """By every file of them: its name is the same in all runs."""
+    facts = {"config": {"steps": SEGMENT + 2}, "store_labels": 3}
+    facts |= {"teacher": dict.fromkeys(softlabels.CARD)}
+    facts |= {"versions": dict.fromkeys(softlabels.DRAWN_BY)}
+    hashes = []
+    for name, other in (("a", -1), ("b", -1), ("c", 0), ("d", SEGMENT + 1)):
+        recorder = Recorder(tmp_path / name)
+        (tmp_path / name).mkdir()
+        recorder.begin(0)
+        for step in range(SEGMENT + 2):
+            recorder.add(step, label(step + (step == other)))
+        recorder.flush()
+        (tmp_path / name / "resolved.json").write_text(json.dumps(facts))
+        (tmp_path / name / "result.json").write_text("{}")
+        found = softlabels.require_same(tmp_path / name, {})
+        assert found.outputs == 3
+        hashes.append(found.sha256)
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
 SETTINGS: dict[str, Any] = {
     **PLAIN,
     "teacher": "digits_resnet14",
@@ -169,6 +203,29 @@ def test_labels_of_other_views_are_refused(
     with pytest.raises(ConfigError, match=line):
         run(tmp_path / "run", made, **{"labels": str(whole), **given})
     assert not (tmp_path / "run").exists()
+
+
+DECISIVE = {
+    "config": ("seed", "batch_size", "student_flip", "cutmix", "temperature"),
+    "teacher": ("architecture", "mean", "std"),
+    "versions": ("dreamkd", "torch"),
+}
+
+
+def test_every_fact_that_views_and_labels_depend_on_is_compared(
+    made: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "other")
+    resolved = json.loads((whole / "resolved.json").read_text())
+    for part, names in DECISIVE.items():
+        resolved[part] |= dict.fromkeys(names, "other")
+    (tmp_path / "other" / "resolved.json").write_text(json.dumps(resolved))
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path / "run", made, labels=str(tmp_path / "other"))
+    settings, card, packages = DECISIVE.values()
+    named = [*settings, *(f"teacher {name}" for name in card), *(f"{p} version" for p in packages)]
+    for name in named:
+        assert f"{name.replace('_', ' ')} is 'other' there and " in str(caught.value)
 
 
 def test_labels_of_another_torch_are_refused(

@@ -1,5 +1,6 @@
 """Progress: plain lines off a terminal, bars on one."""
 
+import math
 import os
 import pty
 import sys
@@ -69,6 +70,13 @@ def test_many_short_phases_are_not_many_lines(capsys: pytest.CaptureFixture[str]
         for step in (1, 2):
             lines(Progress(f"images {second}", step, 2, "steps"))
     assert len(capsys.readouterr().err.splitlines()) == 4  # at 0, 10, 20 and 30 seconds
+
+
+def test_large_counts_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    terms = {"images": 1e6, "images/s": 12345.6, "l2": 10_000.0, "tv": 9999.0, "ce": math.inf}
+    Lines()(Progress("invert", 1, 2, "steps", terms))
+    line = "invert: 1/2 steps, images 1,000,000, images/s 1.235e+04, l2 10,000, tv 9999, ce inf\n"
+    assert capsys.readouterr().err == line
 
 
 def test_notes_and_hints_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from dreamkd import data
-from dreamkd.data import Preprocessing, open_images, stack
+from dreamkd.data import Preprocessing, check_labels, open_images, stack
 from dreamkd.errors import DataError
+from dreamkd.events import Event, Progress
+from dreamkd.models import Classifier
 
 GREY = Preprocessing(input_size=(1, 4, 4))
 RGB = Preprocessing(input_size=(3, 4, 4))
@@ -64,3 +66,42 @@ def test_another_preprocessing_sees_the_same_pictures():
     assert larger[5][0].shape == (3, 12, 12)
     assert larger[5][1] == images[5][1]
     assert larger.source == images.source
+
+
+def test_the_whole_is_read_and_said_to_be():
+    images = open_images("sklearn:digits", preprocessing=GREY)
+    heard: list[Event] = []
+    pixels, _ = stack(images, on_event=heard.append)
+    assert len(pixels) == 600
+    assert heard == [Progress("read", done, 600, "images") for done in (256, 512, 600)]
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_the_network_has_no_class_for_is_named(label: int, digits: Classifier):
+    images = open_images("sklearn:digits", preprocessing=GREY)
+    check_labels(torch.tensor([9, 0]), digits.card, images)
+    line = rf"digits: 600 pictures, test split holds label {label}, but .* has classes 0 to 9$"
+    with pytest.raises(DataError, match=line):
+        check_labels(torch.tensor([9, label, 0]), digits.card, images)
+
+
+def test_a_picture_file_has_a_largest_size(tmp_path, monkeypatch):
+    content = constant(7)
+    tar = tar_of(tmp_path / "d.tar", {"a/0.png": content, "a/1.png": content + b"\0"})
+    images = open_images(str(tar), preprocessing=GREY)
+    monkeypatch.setattr("dreamkd.data.pictures.MAX_BYTES", len(content))
+    assert images[0][1] == 0
+    line = rf"d\.tar: a/1\.png has {len(content) + 1} bytes, at most {len(content)}$"
+    with pytest.raises(DataError, match=line):
+        images[1]
+
+
+@pytest.mark.parametrize(("ending", "label"), [("cls", b"%d"), ("json", b'{"label":%d}')])
+def test_a_label_file_has_a_largest_size(tmp_path, monkeypatch, ending, label):
+    monkeypatch.setattr("dreamkd.data.archives.MAX_LABEL_BYTES", len(label % 7))
+    for number, name in ((7, "small.tar"), (10, "large.tar")):
+        tar_of(tmp_path / name, {"x.png": constant(1), f"x.{ending}": label % number})
+    assert open_images(str(tmp_path / "small.tar"), preprocessing=GREY)[0][1] == 7
+    line = rf"large\.tar: x\.{ending} has {len(label % 10)} bytes$"
+    with pytest.raises(DataError, match=line):
+        open_images(str(tmp_path / "large.tar"), preprocessing=GREY)

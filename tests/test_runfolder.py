@@ -1,0 +1,81 @@
+"""The run folder on disk: what may lie there, who holds it, where work begins and ends."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamkd import identity, manifest
+from dreamkd.errors import RunError
+from dreamkd.runs import open_run
+
+SHARD = manifest.Shard("shard-000000.tar", 2, "0" * 64, "1" * 64)
+
+
+def resolved(**versions: str) -> dict[str, Any]:
+    return {"requested": {}, "config": {}, "versions": identity.versions() | versions}
+
+
+def test_a_log_may_lie_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "slurm-1.out").write_text("began")
+    with open_run(tmp_path) as run:
+        run.settle(resolved())
+    assert (tmp_path / "slurm-1.out").read_text() == "began"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("manifest.jsonl", "result.json", "env.json", "events.jsonl", "progress.json"),
+        *("seconds.json", "shards", "images", "records", "labels", "contact-sheet.png"),
+        *("student.safetensors", "state-student.safetensors", "state-images.safetensors"),
+    ],
+)
+def test_nothing_that_would_be_replaced_may_lie_there(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(RunError, match=rf"holds no run \({name}\)"), open_run(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_nor_may_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(RunError, match=r"holds no run \(photos\)"), open_run(tmp_path):
+        pass
+
+
+def test_the_lock_names_its_holder_and_nobody_before(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("4194304 on a machine of a longer name\n" * 9)
+    with open_run(tmp_path):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {platform.node()}\n"
+
+
+def test_images_of_a_batch_that_was_made_again_count_once(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.settle(resolved())
+        for batch, count in ((0, 2), (1, 3), (0, 2)):
+            run.add_line({**SHARD.to_json(), "batch": batch, "start": 0, "count": count})
+    with open_run(tmp_path) as run:
+        assert (len(run.lines), run.images) == (3, 5)
+
+
+def test_work_begins_once_until_it_is_finished(tmp_path: Path) -> None:
+    """Then it may be extended: what was said of its end no longer holds."""
+    with open_run(tmp_path / "run") as run:
+        run.settle(resolved())
+        run.finish({"images": 1})
+        run.begin()
+        assert run.result is None
+        (run.folder / "result.json").write_text("{}")
+        run.settle(resolved(torch="2.0.1"))
+        run.begin()  # neither looks nor removes again
+        assert run.result == {}
+        run.finish({"images": 2})
+        with pytest.raises(RunError, match=r"made with torch 2\.0\.1"):
+            run.begin()
+        assert run.result == {"images": 2}
+        run.settle(resolved())
+        run.begin()
+        assert run.result is None
