@@ -50,10 +50,11 @@ def open_tars(spec: str, tars: Sequence[Path], *, whole: bool, on_event: OnEvent
     pictures = [(tar.path, picture) for tar in found for picture in tar.pictures]
     if not pictures:
         raise DataError(f"{spec} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    synthesised = len(listed) == len(tars)
-    checked = ", equal to the manifest" if synthesised else ""
+    vouched = len(listed) == len(tars)
+    checked = ", equal to the manifest" if vouched else ""
     what = f"{spec}: {len(pictures)} pictures in {len(tars)} tar{'s'[: len(tars) > 1]}"
-    if any(tar.labels is not None for tar in found):
+    beside = any(tar.labels is not None for tar in found)
+    if beside:
         labels = [label for tar in found for label in _require_labels(tar)]
         source, classes = f"{what}, WebDataset layout{checked}", []
     else:
@@ -66,6 +67,8 @@ def open_tars(spec: str, tars: Sequence[Path], *, whole: bool, on_event: OnEvent
         Entry(tar, picture.offset, picture.size, label, picture.name)
         for (tar, picture), label in zip(pictures, labels, strict=True)
     ]
+    # Shards of ours have their labels beside.
+    synthesised = vouched and beside
     return PictureFiles(entries, source=source, class_names=classes, synthesised=synthesised)
 
 
