@@ -142,6 +142,8 @@ class Bank:
         """Batches that are held, in the order given: uint8 (B, C, H, W) and int64 (B,).
 
         They are decoded a little ahead, while others may be added.
+
+        Raises: DataError: one is missing or damaged.
         """
         self.flush()
         yield from ahead(self._decoded, batches)

@@ -57,9 +57,9 @@ class Workers:
                 f"MASTER_PORT={said['MASTER_PORT']}: a port is 1..65535; "
                 "choose a free one, or unset RANK to run one process"
             )
-        beside = os.environ.get("LOCAL_WORLD_SIZE", "")  # other launchers leave it out
+        local = os.environ.get("LOCAL_WORLD_SIZE", "")  # other launchers leave it out
         rank, world, local_rank = (int(said[name]) for name in names)
-        return cls(rank, world, local_rank, int(beside) if beside.isdecimal() else 1)
+        return cls(rank, world, local_rank, int(local) if local.isdecimal() else 1)
 
     @property
     def leads(self) -> bool:
@@ -85,8 +85,11 @@ class Workers:
             distributed.destroy_process_group()
 
     @property
-    def beside(self) -> int:
-        """Processes of this machine for which this one looks whether there is room: all, or one."""
+    def copies(self) -> int:
+        """Of what each process holds: those for which this one looks whether there is memory.
+
+        The first of a machine does so for all that run there, the others for themselves.
+        """
         return self.local_world if self.local_rank == 0 else 1
 
     def device(self, leaders: str) -> str:

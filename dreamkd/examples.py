@@ -18,8 +18,6 @@ from dreamkd.manifest import run_of
 from dreamkd.models import Classifier
 from dreamkd.samples import pixels_sha256
 
-#: Which file of a run folder says what the run is.
-
 
 class Examples(NamedTuple):
     """What a student learns from, or is measured on."""

@@ -83,7 +83,7 @@ class Materials:
             measured=read_labelled(measured, self.teacher, on_event=on_event),
             # Shards are used as they are.
             given=read_labelled(
-                config.data, self.teacher, copies=workers.beside, crop_pct=1.0, on_event=on_event
+                config.data, self.teacher, copies=workers.copies, crop_pct=1.0, on_event=on_event
             ),
         )
 

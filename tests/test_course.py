@@ -53,13 +53,6 @@ def test_a_stage_warms_up_for_half_of_its_steps_and_latents_go_further(
     assert [*moved(images, course, step=step)] == pytest.approx([lr, lr * 10 / 3], rel=1e-3)
 
 
-def test_refinement_remembers_as_long_as_the_fast_preset() -> None:
-    fast = Course.of(settings(preset="fast", images="pixels"))
-    refining = Course.refining(settings(images="generator", refine_lr=0.2), share=0.5)
-    assert refining.betas == fast.betas
-    assert (refining.lr, refining.warmup, refining.schedule) == (0.1, 0, "cosine")
-
-
 @pytest.mark.parametrize("clip", ["on", "off"])
 def test_refined_pixels_are_legal_unless_that_is_off(digits: Classifier, clip: str) -> None:
     given = {"images": "pyramid", "image_lr": 50.0, "refine_steps": 1, "l2": 1.0}

@@ -1,6 +1,4 @@
-"""The steps of a batch at each resolution, and their rates, worked out by hand."""
-
-from types import SimpleNamespace
+"""How many steps a batch takes at each resolution, and what each course of them is."""
 
 import pytest
 
@@ -83,13 +81,3 @@ def test_the_first_course_is_as_asked_and_the_second_one_of_pixels() -> None:
         r_feature=4.0,
         averaged=False,
     )
-
-
-def test_the_rate_of_a_step_is_each_group_s_own() -> None:
-    """Of 4 steps at most half are warm-up: 1/2, 1, and from then on the constant 1."""
-    optimizer = SimpleNamespace(param_groups=[{"scale": 1.0}, {"scale": 0.25}])
-    rates = []
-    for step in range(4):
-        Course.of(invert_config(**GIVEN)).set_rate(optimizer, step, 4)
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    assert rates == [[0.1, 0.025], [0.2, 0.05], [0.2, 0.05], [0.2, 0.05]]

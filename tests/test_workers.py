@@ -29,8 +29,8 @@ def test_some_launchers_say_how_many_share_the_machine(
 
 def test_one_process_of_a_machine_looks_whether_there_is_room_for_all_of_it() -> None:
     machine = [Workers(rank, 8, rank % 4, 4) for rank in range(8)]
-    assert [worker.beside for worker in machine] == [4, 1, 1, 1, 4, 1, 1, 1]
-    assert ALONE.beside == 1
+    assert [worker.copies for worker in machine] == [4, 1, 1, 1, 4, 1, 1, 1]
+    assert ALONE.copies == 1
 
 
 def test_equal_parts_make_up_the_whole() -> None:
