@@ -1,7 +1,8 @@
 """What is measured once on a model before its run begins, and then recorded.
 
 The weight of R_feature, which is specific to an architecture: one that suits a network fails on
-another. And how many images can be differentiated at once.
+another. The border of its views, which follows from how it was trained. And how many images can be
+differentiated at once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from torch import Tensor
 from dreamkd import losses
 from dreamkd.augment import View, draw_view
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
+from dreamkd.course import Course
 from dreamkd.engine import Runtime, spare_bytes, twin
 from dreamkd.engine.available import free_memory
 from dreamkd.engine.memory import even_chunk, images_that_fit, largest_that_fits, saved_per_image
 from dreamkd.errors import ConfigError
+from dreamkd.events import Note, OnEvent, ignore
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
@@ -29,6 +32,13 @@ from dreamkd.rival import Rival
 #: Images on which the gradients are compared, and how many of them at once: in float32 on the CPU a
 #: large network keeps a fifth of a gigabyte for each.
 _IMAGES, _CHUNK = 64, 8
+
+#: Steps by which a border is found, Adam's rate in them at first, and how many of the last count.
+_STEPS, _LR, _COMPARED = 24, 0.2, 6
+
+#: Black it is where that brings R_feature below this share of what mirroring reaches: networks that
+#: were trained with black borders have 0.6, others 1.0 to 1.2 (docs/benchmarks.md, "The border").
+_BLACK = 0.8
 
 
 def r_feature_weight(
@@ -55,7 +65,7 @@ def r_feature_weight(
     """
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
     none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
-    bare = replace(config, **none, image_chunk=_CHUNK)
+    bare = replace(config, **none, image_chunk=_CHUNK, jitter_border="wrap")
     sizes = []
     for ce, r_feature in ((1.0, 0.0), (0.0, 1.0)):
         alone = replace(bare, ce=ce, r_feature=r_feature)
@@ -69,6 +79,91 @@ def r_feature_weight(
         raise ConfigError("--r-feature auto: the class loss has no gradient; give a weight")
     weight = float(config.r_feature_scale) * math.sqrt(sizes[0] / max(sizes[1], 1e-12))
     return float(f"{weight:.2e}")
+
+
+def jitter_border(
+    teacher: Classifier,
+    config: ImageConfig,
+    *,
+    runtime: Runtime,
+    seed: int,
+    prior: Classifier | None = None,
+    on_event: OnEvent = ignore,
+) -> str:
+    """What a shift brings in at the border of views like those that the teacher was trained with.
+
+    What a network stores is of its training views, and images come close to it only if they are
+    seen alike: black borders that training did not have, or had and that are missing, remain in
+    R_feature whatever the pixels do. So the same noise takes the same short course, with R_feature
+    as its only loss, once with each border that training augmentations bring in.
+
+    Args:
+        config: settled but for the border and the weight of R_feature.
+        runtime: of the job: in float32 on the CPU a large network would take minutes.
+        prior: the network whose statistics are matched, if not the teacher.
+    Returns: `black` or `mirror`.
+    """
+    none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
+    chunk = min(_IMAGES, int(config.image_chunk))
+    alone = replace(config, **none, image_chunk=chunk, ce=0.0, r_feature=1.0, first_bn=1.0)
+    mirror, black = (
+        _reached(teacher, replace(alone, jitter_border=border), runtime, seed, prior)
+        for border in ("mirror", "black")
+    )
+    chosen = "black" if black < _BLACK * mirror else "mirror"
+    trial = f"R_feature {black:.3g} in a short trial, {mirror:.3g} with mirrored borders"
+    on_event(Note(f"--jitter-border {chosen}: black ones bring {trial}"))
+    return chosen
+
+
+def _reached(
+    teacher: Classifier,
+    config: ImageConfig,
+    runtime: Runtime,
+    seed: int,
+    prior: Classifier | None,
+) -> float:
+    """R_feature at the end of a short course of 64 images; infinite if they diverge."""
+    card = teacher.card
+    course = Course(
+        stages=((1, _STEPS),),
+        lr=_LR,
+        betas=(0.5, 0.9),
+        schedule="cosine",
+        warmup=0,
+        r_feature=config.r_feature,
+        averaged=False,
+    )
+    generator = generator_for(seed, "border")
+    images = Pixels(
+        card.input_size,
+        mean=card.mean,
+        std=card.std,
+        clip=True,
+        start="natural",
+        device=runtime.device,
+    )
+    images.begin(_IMAGES, generator)
+    optimizer, levels = course.optimizer(images), []
+    labels = torch.zeros(_IMAGES, dtype=torch.int64, device=runtime.device)
+    with Objective(teacher, config, runtime=runtime, prior=prior) as objective:
+        for step in range(_STEPS):
+            course.set_rate(optimizer, step, _STEPS)
+            view = draw_view(
+                _IMAGES,
+                shift=int(config.jitter),
+                flip=config.flip == "on",
+                smallest=None,
+                generator=generator,
+            )
+            loss = objective(images.x, labels, view.to(runtime.device))
+            optimizer.zero_grad()
+            torch.autograd.backward(images.x, loss.gradient)
+            optimizer.step()
+            images.project()
+            levels.append(float(loss.terms[-1]))  # host sync
+    level = sum(levels[-_COMPARED:]) / _COMPARED
+    return level if math.isfinite(level) else math.inf
 
 
 def image_chunk(
@@ -103,7 +198,8 @@ def image_chunk(
     def attempt(size: int) -> None:
         # Held meanwhile: what the images at hand and recorded steps will take.
         beside = torch.empty(2 * spare_bytes(device), dtype=torch.uint8, device=device)
-        tried = replace(config, image_chunk=size, r_feature=1.0)
+        border = "mirror" if config.jitter_border == "auto" else config.jitter_border
+        tried = replace(config, image_chunk=size, r_feature=1.0, jitter_border=border)
         with Objective(
             teacher, tried, runtime=runtime, statistics=statistics, prior=prior, rival=rival
         ) as objective:

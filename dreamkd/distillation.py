@@ -125,10 +125,9 @@ def _lead(
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
     _refuse_to_share(decided, workers)
-    try_out(teacher, factor=coarsest(decided))
+    for network in filter(None, (teacher, rival)):
+        try_out(network, factor=coarsest(decided))
     try_out(student, training=True)
-    if rival is not None:
-        try_out(rival, factor=coarsest(decided))
     requested = requested_settings(config)
     folder = Path(config.out or default_folder("distill", config.teacher, requested))
     with open_run(folder) as run:
@@ -151,6 +150,7 @@ def _lead(
             work=partial(footprint.work, workers=workers.world),
             inputs=inputs,
             check=None if planning else check,
+            on_event=on_event,
         )
         identity = {**inputs, "teacher_sha256": teacher.sha256()}
         baseline = wants_baseline(given, teacher)

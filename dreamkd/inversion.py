@@ -128,6 +128,7 @@ def _lead(
             work=lambda c: Work(layout.count * full_steps(c) / workers.world, graphs(c)),
             inputs=inputs,
             check=check,
+            on_event=on_event,
         )
         keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))

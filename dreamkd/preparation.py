@@ -33,6 +33,7 @@ def prepare(
     work: Callable[[Config], Work],
     inputs: Mapping[str, Any],
     check: Callable[[Config], None] | None,
+    on_event: OnEvent,
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: those of the run if it exists, else new ones.
 
@@ -60,7 +61,9 @@ def prepare(
     if check is not None:
         check(config)
     with runtime.active():
-        config = _measured(config, teacher, runtime=runtime, prior=prior, student=student)
+        config = _measured(
+            config, teacher, runtime=runtime, prior=prior, student=student, on_event=on_event
+        )
         if config.compile == "auto":
             calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
             earns = worth_compiling(calls, work(config), device=runtime.device)
@@ -180,8 +183,9 @@ def _measured(
     runtime: Runtime,
     prior: Classifier | None,
     student: Classifier | None,
+    on_event: OnEvent,
 ) -> Config:
-    """What is measured on the model, decided: the weight of R_feature, the chunk of a batch."""
+    """What is measured on the model, decided: the weight of R_feature, a chunk, the border."""
     idle = config.idle()
     names = ("r_feature", "refine_r_feature")
     open_ = [name for name in names if getattr(config, name) == "auto" and name not in idle]
@@ -201,6 +205,18 @@ def _measured(
                 student=student,
             )
         config = replace(config, image_chunk=chunk)
+    if config.jitter_border == "auto" and "jitter_border" not in idle:
+        border = "wrap"
+        if "r_feature" not in idle and "first_bn" not in config.unmatched():
+            border = calibration.jitter_border(
+                teacher,
+                config,
+                runtime=runtime,
+                seed=config.seed,
+                prior=prior,
+                on_event=on_event,
+            )
+        config = replace(config, jitter_border=border)
     return config
 
 

@@ -156,14 +156,15 @@ class Synthesiser:
             self._refined.take(made)
             x = self._advance(attempt, self._refined, Course.refining(self.config, share=share))
         kept = self._rounded(x if attempt.best is None else attempt.best.images)
-        seen = self._observe(kept, labels)
+        seen = shown = self._observe(kept, labels)
+        # Statistics are of the views that the network was trained with; where what a shift brings
+        # in is not of them, of the images as they are.
+        view = self._view(1, attempt) if self.config.jitter_border != "wrap" else None
+        if view is not None:
+            shown = self._observe(kept, labels, view=view)
         if self._momentum > 0:
-            # Of what the average had a part in, and not of what pixels became without it; as the
-            # network saw it, but where what wraps around changes little.
-            view = self._view(1, attempt) if self.config.jitter_border != "wrap" else None
-            own = seen
-            if x is not made or view is not None:
-                own = self._observe(self._rounded(made), labels, view=view)
+            # Of what the average had a part in, and not of what pixels became without it.
+            own = shown if x is made else self._observe(self._rounded(made), labels, view=view)
             moments = own.moments
             assert moments is not None
             if self._average is not None:
@@ -176,8 +177,8 @@ class Synthesiser:
             labels=labels.cpu(),
             predictions=seen.predictions,
             confidences=seen.confidences,
-            r_feature=seen.r_feature,
-            r_feature_chance=seen.r_feature_chance,
+            r_feature=shown.r_feature,
+            r_feature_chance=shown.r_feature_chance,
             lr=lr,
             terms=attempt.terms,
         )

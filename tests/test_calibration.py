@@ -1,5 +1,7 @@
 """What is measured on a model before a run: the weight of R_feature, images that fit."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,12 +11,16 @@ import torch
 from torch import nn
 
 from dreamkd import calibration, models
+from dreamkd.augment import draw_view, see
 from dreamkd.config import ImageConfig, settle
-from dreamkd.engine import Runtime, enough_memory, memory
+from dreamkd.engine import Runtime, enough_memory, memory, normalise
 from dreamkd.errors import ConfigError, RunError
+from dreamkd.events import Event, Note, ignore
+from dreamkd.images import Pixels
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
-from dreamkd.preparation import _measured
+from dreamkd.preparation import _measured, settled
+from dreamkd.randomness import generator_for
 from tests.conftest import distill_config, invert_config
 
 SIZE = (3, 32, 32)
@@ -114,6 +120,7 @@ def test_the_trial_takes_statistics_where_the_job_does(
         runtime=runtime,
         prior=None,
         student=None,
+        on_event=ignore,
     )
     assert decided.image_chunk == 20
     assert asked == [statistics]
@@ -153,3 +160,94 @@ def test_running_out_of_memory_halves_the_images_until_they_fit() -> None:
     assert tried == [257, 129, 65, 33]
     with pytest.raises(torch.OutOfMemoryError):
         memory.largest_that_fits(lambda count: attempt(count + 40), 5)
+
+
+def trained_with(border: str, shift: int = 4) -> Classifier:
+    """A network of random weights whose statistics are of noise seen with such borders."""
+    usual = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    network = models.create("cifar_resnet8", num_classes=10, input_size=SIZE, **usual)
+    images = Pixels(SIZE, **usual, clip=True, start="natural")
+    black = normalise(torch.zeros(3, 1, 1), **usual)
+    for module in network.module.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches
+    network.module.train()
+    for k in range(4):
+        generator = generator_for(0, "views", k)
+        images.begin(64, generator)
+        view = draw_view(64, shift=shift, flip=True, smallest=None, generator=generator)
+        with torch.no_grad():
+            network.module(see(images.x, view, border=border, black=black[0]))
+    network.module.eval()
+    return network
+
+
+def border_of(network: Classifier, **given: object) -> tuple[str, list[str]]:
+    """What is decided, and what is told of it."""
+    told: list[Event] = []
+    config = settled(invert_config(**{"r_feature": 1.0, **given}), network)
+    decided = _measured(
+        config,
+        network,
+        runtime=Runtime.settle(config),
+        prior=None,
+        student=None,
+        on_event=told.append,
+    )
+    return decided.jitter_border, [event.text for event in told if isinstance(event, Note)]
+
+
+@pytest.mark.parametrize(("border", "shift"), [("black", 4), ("mirror", 4), ("mirror", 0)])
+def test_the_border_is_that_of_the_views_that_the_statistics_are_of(
+    border: str, shift: int
+) -> None:
+    chosen, told = border_of(trained_with(border, shift), image_chunk=64)
+    assert chosen == border
+    assert len(told) == 1
+    assert re.fullmatch(
+        rf"--jitter-border {border}: black ones bring R_feature [\d.]+ in a short trial, [\d.]+ "
+        "with mirrored borders",
+        told[0],
+    )
+
+
+def test_a_trial_that_diverges_does_not_choose_its_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trained_with("black")
+    levels = {"mirror": math.inf, "black": 100.0}
+    monkeypatch.setattr(
+        calibration, "_reached", lambda _, config, *__: levels[config.jitter_border]
+    )
+    assert border_of(network)[0] == "black"
+    levels.update(mirror=100.0, black=math.inf)
+    assert border_of(network)[0] == "mirror"
+    levels.update(mirror=math.inf)
+    assert border_of(network)[0] == "mirror"
+
+
+@pytest.mark.parametrize(
+    ("given", "border"),
+    [
+        ({"jitter_border": "wrap"}, "wrap"),
+        ({"preset": "released"}, "wrap"),
+        ({"preset": "paper"}, "wrap"),
+        ({"method": "deepdream", "r_feature": "auto"}, "wrap"),
+        ({"r_feature": 0.0}, "wrap"),
+        ({"jitter": 0}, "auto"),
+    ],
+    ids=str,
+)
+def test_no_border_is_tried_where_none_is_asked_for(
+    given: dict[str, object], border: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_reached", None)
+    network = models.load("cifar_resnet8", pretrained=False, num_classes=10, input_size=SIZE)
+    assert border_of(network, **given) == (border, [])
+
+
+def test_no_border_is_tried_for_small_or_large_images(
+    digits: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_reached", None)
+    assert border_of(digits) == ("wrap", [])
+    large = models.load("cifar_resnet8", pretrained=False, num_classes=10, input_size=(3, 64, 64))
+    assert border_of(large) == ("wrap", [])

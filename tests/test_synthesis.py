@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dreamkd import models, synthesis
+from dreamkd.augment import draw_view
 from dreamkd.batch import Batch
 from dreamkd.config import settle
 from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8, twin
@@ -17,6 +18,7 @@ from dreamkd.errors import DivergedError, NoBatchNormError
 from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.models import Card, Classifier
 from dreamkd.objective import Objective
+from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
 from dreamkd.rival import Rival
 from dreamkd.synthesis import Synthesiser
@@ -118,6 +120,27 @@ def test_no_image_option_is_without_effect(digits: Classifier, option: dict[str,
     plain = synthesise(digits, image_steps=4)
     changed = synthesise(digits, image_steps=4, **option)
     assert not torch.equal(plain.images, changed.images)
+
+
+@pytest.mark.parametrize("border", ["black", "mirror"])
+def test_statistics_are_reported_of_the_views_that_they_are_matched_in(
+    digits: Classifier, border: str
+) -> None:
+    given = {"image_steps": 1, "start": "white", "jitter": 3, "jitter_border": border}
+    batch = synthesise(digits, **given)
+    generator = generator_for(0, "batch", 0)
+    torch.randn((len(LABELS), 1, 16, 16), generator=generator)  # where the images start
+    _, shown = (
+        draw_view(len(LABELS), shift=3, flip=False, smallest=None, generator=generator)
+        for _ in range(2)
+    )
+    with Observer(digits, border=border, device="cpu") as observe:
+        plain, seen = (observe(batch.images, LABELS, view=v) for v in (None, shown))
+    assert batch.r_feature == seen.r_feature != plain.r_feature
+    assert batch.r_feature_chance == seen.r_feature_chance != plain.r_feature_chance
+    # What they are taken for is of the images as they are.
+    assert torch.equal(batch.confidences, plain.confidences)
+    assert not torch.equal(batch.confidences, seen.confidences)
 
 
 def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:

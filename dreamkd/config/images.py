@@ -103,11 +103,12 @@ class ImageConfig:
         help="largest shift per step, in pixels",
     )
     jitter_border: str = option(
-        "wrap",
+        "auto",
         group=IMAGES,
-        choices=BORDERS,
-        help="what a shift brings in: the other side, black, or the image mirrored; statistics are "
-        "best matched under the view that the teacher was trained with",
+        choices=("auto", *BORDERS),
+        help="what a shift brings in: the other side, black, or the image mirrored; auto: of the "
+        "latter two what the teacher's statistics fit in a short trial, for inputs of 32 to 63 px "
+        "with --preset fast, else wrap",
     )
     flip: str = option(
         "auto",

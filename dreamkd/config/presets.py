@@ -19,7 +19,7 @@ Config = TypeVar("Config", bound="ImageConfig")
 #: Upper limits of the first two columns, in pixels of the input's shorter side.
 SIZES = (32, 64)
 
-#: preset -> field -> (below 32 px, 32 to 63 px, from 64 px). No weight of R_feature: calibrated.
+#: preset -> field -> (below 32 px, 32 to 63 px, from 64 px). None: measured on the model.
 PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "fast": {
         "start": ("white", "natural", "pink"),
@@ -31,7 +31,8 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "image_beta2": (0.9, 0.9, 0.9),
         "image_schedule": ("cosine", "cosine", "cosine"),
         "image_warmup": (10, 0, 30),
-        "jitter": (1 / 16, 1 / 16, 30 / 224),
+        "jitter": (1 / 16, 1 / 8, 30 / 224),
+        "jitter_border": ("wrap", None, "wrap"),
         "flip": ("on", "on", "on"),
         "crop": (1.0, 1.0, 1.0),
         "clip": ("on", "on", "on"),
@@ -69,6 +70,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "image_schedule": ("constant", "constant", "cosine"),
         "image_warmup": (0, 0, 100),
         "jitter": (2 / 32, 2 / 32, 30 / 224),
+        "jitter_border": ("wrap", "wrap", "wrap"),
         "flip": ("off", "off", "on"),
         "crop": (1.0, 1.0, 1.0),
         "clip": ("off", "off", "on"),
@@ -106,6 +108,7 @@ PRESETS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "image_schedule": ("constant", "constant", "cosine"),
         "image_warmup": (0, 0, 100),
         "jitter": (2 / 32, 2 / 32, 30 / 224),
+        "jitter_border": ("wrap", "wrap", "wrap"),
         "flip": ("off", "off", "on"),
         "crop": (1.0, 1.0, 1.0),
         "clip": ("off", "off", "off"),

@@ -7,7 +7,8 @@
 Every row is a run of `dreamkd invert` with its options, kept in a folder, so that a killed
 measurement continues. Real images of `--real` stand beside as a row: R_feature depends on the size
 of the batch, so real batches of the run's own size are drawn; where rows are of other batches than
-each other, `--batch` takes it of as many images of each. With `--student` a student is trained
+each other, `--batch` takes it of as many images of each. `--border` and `--shift` take it in views
+like those that the network was trained with, which is what its statistics are of. With `--student` a student is trained
 on the images of each row by `dreamkd distill --data` and measured on `--real`.
 """
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dreamkd import formats, models
+from dreamkd.augment import BORDERS, draw_view
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
 from dreamkd.observation import Observer
@@ -38,6 +40,23 @@ class Bench:
 
     teacher: Classifier
     verifiers: dict[str, Classifier]
+    border: str = "wrap"
+    shift: int = 0
+
+    def levels(self, batches: list[tuple[Tensor, Tensor]]) -> list[float]:
+        """R_feature of each batch, in views that shift and mirror unless the shift is 0."""
+        found = []
+        with Observer(self.teacher, border=self.border, device="cpu") as observe:
+            for k, (images, labels) in enumerate(batches):
+                view = draw_view(
+                    len(labels),
+                    shift=self.shift,
+                    flip=self.shift > 0,
+                    smallest=None,
+                    generator=generator_for(0, "view", k),
+                )
+                found.append(observe(images, labels, view=view).r_feature)
+        return found
 
     def columns(self, batches: list[tuple[Tensor, Tensor]]) -> list[str]:
         """R_feature of each batch; of all images, accuracies and the last verifier's similarity.
@@ -45,8 +64,7 @@ class Bench:
         The latter also of those images alone that it takes for what they are to show: images that
         show nothing are unlike each other too.
         """
-        with Observer(self.teacher, device="cpu") as observe:
-            levels = [observe(images, labels).r_feature for images, labels in batches]
+        levels = self.levels(batches)
         spread = f" ± {statistics.stdev(levels):.1f}" if len(levels) > 1 else ""
         cells = [f"{statistics.mean(levels):.1f}{spread}"]
         images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
@@ -87,6 +105,8 @@ def main() -> None:
     parser.add_argument("--real", required=True, help="data specification of real images")
     parser.add_argument("--batch", type=int, help="images whose R_feature is taken at once")
     parser.add_argument("--draws", type=int, default=20, help="real batches to draw")
+    parser.add_argument("--border", choices=BORDERS, default="wrap", help="of R_feature's views")
+    parser.add_argument("--shift", type=int, default=0, help="of those views; 0 for none")
     parser.add_argument("--verifier", nargs="*", default=[], help="FILE[=ARCH]")
     parser.add_argument("--row", action="append", required=True, help="NAME=OPTIONS")
     parser.add_argument("--student", default="", help="NAME and options of dreamkd distill")
@@ -98,7 +118,7 @@ def main() -> None:
         file, _, arch = spec.partition("=")
         verifiers[Path(file).stem] = models.load(file, arch=arch or None)
     real, truth = labelled(arguments.real, teacher)
-    bench = Bench(teacher, verifiers)
+    bench = Bench(teacher, verifiers, arguments.border, arguments.shift)
     heads = ["images", "seconds", "R_feature", "teacher %"]
     heads += [f"{name} %" for name in verifiers] + ["similarity", "of recognised"]
     heads += ["student %"] if arguments.student else []
