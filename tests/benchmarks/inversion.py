@@ -8,8 +8,8 @@ Every row is a run of `dreamkd invert` with its options, kept in a folder, so th
 measurement continues. Real images of `--real` stand beside as a row: R_feature depends on the size
 of the batch, so real batches of the run's own size are drawn; where rows are of other batches than
 each other, `--batch` takes it of as many images of each. `--border` and `--shift` take it in views
-like those that the network was trained with, which is what its statistics are of. With `--student` a student is trained
-on the images of each row by `dreamkd distill --data` and measured on `--real`.
+like those that the network was trained with, which is what its statistics are of. With `--student`
+a student is trained on the images of each row by `dreamkd distill --data` and measured on `--real`.
 """
 
 from __future__ import annotations
