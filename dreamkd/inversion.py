@@ -206,8 +206,9 @@ def _make(
         partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
         Chain(run, bank, seed=config.seed, on_event=on_event) as chain,
     ):
-        missing = workers.share(chain.begin(synthesiser, assignment.held))
-        pace = Pace(on_event, should_stop, batches=len(missing))
+        left = chain.begin(synthesiser, assignment.held)
+        missing, made = workers.share(left), (len(assignment.plan) - len(left)) // workers.world
+        pace = Pace(on_event, should_stop, batches=made + len(missing), made=made)
         for k in missing:
             start, stop = assignment.plan[k]
             batch = chain.make(k, layout.labels(start, stop), on_step=pace.on_step)

@@ -15,10 +15,16 @@ from dreamkd.sequence import UNFINISHED
 class Pace:
     """Progress over all batches: steps, images, images per second, each term, the verifiers."""
 
-    def __init__(self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int) -> None:
+    def __init__(
+        self, on_event: OnEvent, should_stop: Callable[[], bool], *, batches: int, made: int = 0
+    ) -> None:
+        """Begin.
+
+        Args: batches: in all. made: of them, before this process; images and rates are its own.
+        """
         self._on_event, self._should_stop = on_event, should_stop
-        self._batches = batches
-        self._done = self._images = self._steps = 0
+        self._batches, self._done = batches, made
+        self._images = self._steps = 0
         self._began = time.perf_counter()
         self._hits: dict[str, int] = {}
 

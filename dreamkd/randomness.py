@@ -18,7 +18,8 @@ _GLOBAL_GENERATOR = threading.Lock()
 def generator_for(seed: int, *name: str | int) -> Generator:
     """A fresh CPU generator for one purpose: `generator_for(seed, "batch", 3)`.
 
-    Different names give independent streams; the same name gives the same stream in any process.
+    The same name gives the same stream in any process. torch's CPU generator takes 32 bits of a
+    seed, so that of different names one pair in 2^32 shares its stream.
     """
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     generator = Generator()

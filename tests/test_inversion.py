@@ -82,8 +82,12 @@ def test_a_stopped_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path) 
     with pytest.raises(Stopped):
         invert(invert_config(out=str(folder)), should_stop=lambda: next(polls))
     assert [path.name for path in (folder / "shards").iterdir()] == ["shard-000000.tar"]
-    run(folder)
+    heard: list[Event] = []
+    invert(invert_config(out=str(folder)), on_event=heard.append)
     assert facts(folder) == facts(whole)
+    (progress,) = [event for event in heard if isinstance(event, Progress)]
+    assert (progress.done, progress.total) == (4, 4)  # of the whole run
+    assert progress.terms["images"] == 20  # of this process
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
