@@ -32,7 +32,8 @@ RESULTS: dict[str, dict[str, str]] = {
         "out": "the run folder",
         "images": "count",
         "shards": "batches, which are shards or the record files of class folders",
-        "r_feature": "of the kept images, mean",
+        "r_feature": "of the kept images, mean; in views whose border is black or mirrored, where those "
+        "of their synthesis were",
         "r_feature_chance": "what as large batches show by chance",
         "teacher_top1": "percent of images that the teacher classifies as asked",
         "verifiers": "the same of each verifier, by name",
@@ -136,7 +137,7 @@ def _exit_codes() -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-    """As it is typed; nothing where the weight of R_feature is given or calibrated instead."""
+    """As it is typed; nothing where it is measured on the model instead."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if value is None:
@@ -205,9 +206,10 @@ _PRESETS_INTRODUCTION = """
 ## Presets
 
 What `auto` becomes, by `--preset` and by the short side of the model's input. `jitter` is given as
-a share of that side, and becomes at least one pixel. Grey images are never flipped. From 64 px,
-`image_lr`, `refine_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that divide
-pixels by 0.226 in the mean, and are converted for others (a generator's `image_lr` is of its
+a share of that side, and becomes at least one pixel; `jitter_border` without a value is found by a
+trial on the model, and is `wrap` where no statistics are matched. Grey images are never flipped.
+From 64 px, `image_lr`, `refine_lr` and the weights of `tv_l1`, `tv_l2` and `l2` are for models that
+divide pixels by 0.226 in the mean, and are converted for others (a generator's `image_lr` is of its
 weights and stays).
 """
 
