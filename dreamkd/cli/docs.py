@@ -32,8 +32,8 @@ RESULTS: dict[str, dict[str, str]] = {
         "out": "the run folder",
         "images": "count",
         "shards": "batches, which are shards or the record files of class folders",
-        "r_feature": "of the kept images, mean; in views whose border is black or mirrored, where those "
-        "of their synthesis were",
+        "r_feature": "of the kept images, mean; in views whose border is black or mirrored, where "
+        "those of their synthesis were",
         "r_feature_chance": "what as large batches show by chance",
         "teacher_top1": "percent of images that the teacher classifies as asked",
         "verifiers": "the same of each verifier, by name",
