@@ -211,17 +211,26 @@ def test_the_border_is_that_of_the_views_that_the_statistics_are_of(
     )
 
 
-def test_a_trial_that_diverges_does_not_choose_its_border(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = trained_with("black")
-    levels = {"mirror": math.inf, "black": 100.0}
+@pytest.mark.parametrize(
+    ("mirror", "black", "chosen"),
+    [
+        (100.0, 79.0, "black"),
+        (100.0, 81.0, "mirror"),
+        (math.inf, 100.0, "black"),
+        (100.0, math.inf, "mirror"),
+        (math.inf, math.inf, "mirror"),
+    ],
+)
+def test_black_borders_are_chosen_where_they_bring_much(
+    mirror: float, black: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what diverged is not."""
+    levels = {"mirror": mirror, "black": black}
     monkeypatch.setattr(
         calibration, "_reached", lambda _, config, *__: levels[config.jitter_border]
     )
-    assert border_of(network)[0] == "black"
-    levels.update(mirror=100.0, black=math.inf)
-    assert border_of(network)[0] == "mirror"
-    levels.update(mirror=math.inf)
-    assert border_of(network)[0] == "mirror"
+    network = models.load("cifar_resnet8", pretrained=False, num_classes=10, input_size=SIZE)
+    assert border_of(network)[0] == chosen
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
 from tests.conftest import distill_config, invert_config
+from tests.test_calibration import border_of, trained_with
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,6 +45,13 @@ def test_invert_on_a_gpu(tmp_path: Path, precision: str) -> None:
     assert result.images == 40
     assert result.teacher_top1 > 50
     assert len(manifest.read(tmp_path / "run" / "manifest.jsonl")) == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("border", ["black", "mirror"])
+def test_the_border_is_found_on_a_gpu(border: str, precision: str) -> None:
+    network = trained_with(border)
+    assert border_of(network, device="cuda", precision=precision, image_chunk=64)[0] == border
 
 
 def test_deepdream_on_a_gpu(tmp_path: Path) -> None:
