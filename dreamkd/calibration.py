@@ -106,13 +106,14 @@ def jitter_border(
     none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
     chunk = min(_IMAGES, int(config.image_chunk))
     alone = replace(config, **none, image_chunk=chunk, ce=0.0, r_feature=1.0, first_bn=1.0)
-    mirror, black = (
-        _reached(teacher, replace(alone, jitter_border=border), runtime, seed, prior)
+    reached = {
+        border: _reached(teacher, replace(alone, jitter_border=border), runtime, seed, prior)
         for border in ("mirror", "black")
-    )
-    chosen = "black" if black < _BLACK * mirror else "mirror"
-    trial = f"R_feature {black:.3g} in a short trial, {mirror:.3g} with mirrored borders"
-    on_event(Note(f"--jitter-border {chosen}: black ones bring {trial}"))
+    }
+    black = reached["black"] < _BLACK * reached["mirror"]
+    chosen, other = ("black", "mirror") if black else ("mirror", "black")
+    trial = f"R_feature {reached[chosen]:.3g} in a short trial, {reached[other]:.3g} with {other}"
+    on_event(Note(f"--jitter-border {chosen}: {trial}"))
     return chosen
 
 
