@@ -147,7 +147,7 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
         assert set(preset) == set(PRESETS["fast"])
         for name, values in preset.items():
             if name != "jitter":  # a share of the side; pixels once settled
-                given = [value for value in values if value is not None]  # None: calibrated
+                given = [value for value in values if value is not None]  # None: measured
                 assert [by_name[name].parse(value) for value in given] == given
     shared = (*options(ImageConfig), *options(CompetitionConfig))
     autos = {field.name for field in shared if field.default in ("auto", ())}
@@ -162,9 +162,10 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
 @pytest.mark.parametrize(
     ("size", "preset", "want"),
     [
-        # jitter: 32/16; 224 * 30/224; 16 * 2/32
-        ((3, 32, 32), "fast", {"image_batch_size": 256, "jitter": 2, "flip": "on"}),
-        ((3, 224, 224), "fast", {"image_batch_size": 64, "jitter": 30, "flip": "on"}),
+        # jitter: 32/8; 16/16; 224 * 30/224; 16 * 2/32
+        ((3, 32, 32), "fast", {"image_batch_size": 256, "jitter": 4, "flip": "on"}),
+        ((1, 16, 16), "fast", {"jitter": 1, "jitter_border": "wrap", "flip": "off"}),
+        ((3, 224, 224), "fast", {"jitter": 30, "jitter_border": "wrap", "flip": "on"}),
         ((1, 16, 16), "released", {"image_steps": 2000, "jitter": 1, "flip": "off"}),
         ((1, 224, 224), "released", {"image_batch_size": 84, "flip": "off"}),
         ((3, 64, 32), "released", {"image_schedule": "constant", "stages": (1,)}),
@@ -178,9 +179,11 @@ def test_auto_is_settled_by_preset_and_size(
     settled = settle(ImageConfig(preset=preset), input_size=size)
     assert {name: getattr(settled, name) for name in want} == want
     left = {field.name for field in fields(settled) if getattr(settled, field.name) == "auto"}
-    calibrated = "r_feature" if preset == "fast" else "r_feature_scale"
+    measured = {"r_feature" if preset == "fast" else "r_feature_scale"}
+    if preset == "fast" and 32 <= min(size[1:]) < 64:
+        measured.add("jitter_border")
     refining = {"refine_steps", "refine_lr", "refine_r_feature"}  # of pixels, without effect
-    assert left == {"image_chunk", calibrated, *refining}
+    assert left == {"image_chunk", *measured, *refining}
 
 
 @pytest.mark.parametrize(
