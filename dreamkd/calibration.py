@@ -65,7 +65,7 @@ def r_feature_weight(
     """
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
     none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
-    bare = replace(config, **none, image_chunk=_CHUNK, jitter_border="wrap")
+    bare = replace(config, **none, image_chunk=_CHUNK)
     sizes = []
     for ce, r_feature in ((1.0, 0.0), (0.0, 1.0)):
         alone = replace(bare, ce=ce, r_feature=r_feature)

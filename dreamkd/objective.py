@@ -76,6 +76,7 @@ class Objective:
         """
         self.teacher = teacher
         self.config = config
+        self._border = config.border()
         self.runtime = runtime
         self.rival = rival
         self.statistics = statistics
@@ -276,8 +277,7 @@ class Objective:
 
     def _seen(self, x: Tensor, view: View, factor: int) -> Tensor:
         """What the network sees of images (B, C, H, W)."""
-        small, border = _shrink(x, factor), self.config.jitter_border
-        seen = see(small, view, border=border, black=self._black)
+        seen = see(_shrink(x, factor), view, border=self._border, black=self._black)
         return seen.contiguous(memory_format=torch.channels_last)
 
     def _run_prior(self, inputs: Tensor) -> None:

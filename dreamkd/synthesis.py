@@ -60,7 +60,7 @@ class Synthesiser:
         self._observer = Observer(
             self.teacher,
             prior=objective.prior,
-            border=config.jitter_border,
+            border=config.border(),
             device=self.runtime.device,
         )
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
@@ -159,7 +159,7 @@ class Synthesiser:
         seen = shown = self._observe(kept, labels)
         # Statistics are of the views that the network was trained with; where what a shift brings
         # in is not of them, of the images as they are.
-        view = self._view(1, attempt) if self.config.jitter_border != "wrap" else None
+        view = self._view(1, attempt) if self.config.border() != "wrap" else None
         if view is not None:
             shown = self._observe(kept, labels, view=view)
         if self._momentum > 0:

@@ -251,6 +251,10 @@ class ImageConfig:
                 idle[name] = "--r-feature 0"
         return idle
 
+    def border(self) -> str:
+        """What a shift brings in; `wrap` where none was decided, since nothing is shifted."""
+        return "wrap" if self.jitter_border == AUTO else self.jitter_border
+
     def unmatched(self) -> dict[str, Any]:
         """Options without effect since no statistics are matched, with the values that say so."""
         if self.r_feature != 0:
