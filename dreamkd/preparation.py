@@ -206,8 +206,9 @@ def _measured(
             )
         config = replace(config, image_chunk=chunk)
     if config.jitter_border == "auto" and "jitter_border" not in idle:
+        matching = "r_feature" not in idle and "first_bn" not in config.unmatched()
         border = "wrap"
-        if "r_feature" not in idle and "first_bn" not in config.unmatched():
+        if matching:
             border = calibration.jitter_border(
                 teacher,
                 config,

@@ -127,7 +127,7 @@ def trace(network: Classifier) -> None:
 def _given(network: Classifier, **more: Any) -> InvertConfig:
     plain = {"precision": "fp32", "device": "cpu", "image_steps": 3, "stages": "1"}
     images = {"classes": f"0-{BATCH - 1}", "per_class": 1, "compile": "off"}
-    images |= {"jitter_border": "wrap"}  # the trial of the others has sixteen times as many steps
+    images |= {"jitter_border": "wrap"}  # to try the others takes sixteen times as many steps
     return merge(InvertConfig, {"model": network.card.architecture, **plain, **images, **more})
 
 
