@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dreamkd.config import RuntimeConfig
+from dreamkd.engine.heap import kept_heap
 from dreamkd.engine.replay import WARM_UP, Outputs, Replay
 from dreamkd.errors import ConfigError
 from dreamkd.events import OnEvent
@@ -37,11 +38,14 @@ class Runtime:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Set the thread count, and which GPU is meant, while the block lasts."""
+        """Set the thread count, and which GPU is meant, while the block lasts.
+
+        On the CPU, memory that is freed within it is kept until its end (`heap.kept_heap`).
+        """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with nullcontext() if self.device == "cpu" else torch.cuda.device(self.device):
+            with kept_heap() if self.device == "cpu" else torch.cuda.device(self.device):
                 yield
         finally:
             torch.set_num_threads(before)
