@@ -66,6 +66,7 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
     minutes = float(given.budget_minutes or 0)
     job.on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
     pace = measure_pace(job)
+    job.forecast.expect(batches=pace.batch, steps=pace.step)
     seconds = 60 * minutes - (time.perf_counter() - began)
     size = job.teacher.card.input_size
     made = planned(

@@ -195,11 +195,7 @@ def _lead(
 
 
 def _follow(
-    workers: Workers,
-    own: Own,
-    *,
-    on_event: OnEvent,
-    should_stop: Callable[[], bool],
+    workers: Workers, own: Own, *, on_event: OnEvent, should_stop: Callable[[], bool]
 ) -> Distillation:
     """Take the part in the leader's run that it tells of."""
     assignment: _Assignment = workers.told()
@@ -254,6 +250,7 @@ def _train(
             recorder=Recorder(run.folder) if config.store_labels else None,
             stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
             workers=workers,
+            baseline=assignment.baseline,
         ) as job,
     ):
         job.resize(replace(plan(job), device=config.device))

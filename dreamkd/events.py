@@ -23,13 +23,17 @@ class Hint:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase has come; `terms` are the newest values worth showing."""
+    """How far a phase has come; `terms` are the newest values worth showing.
+
+    `left`: seconds until the whole job ends, where a job of several phases can foresee it.
+    """
 
     phase: str
     done: int
     total: int
     unit: str
     terms: Mapping[str, float] = field(default_factory=dict)
+    left: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dreamkd.errors import RunError, Stopped
 from dreamkd.events import Note, OnEvent, Progress
 from dreamkd.examples import Examples, Labelled
 from dreamkd.files import read_json, write_atomically
+from dreamkd.forecast import Forecast
 from dreamkd.losses import SparseOutputs
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
@@ -55,11 +56,13 @@ class Job:
     recorder: Recorder | None = None  # of the teacher's outputs
     stored: Stored | None = None  # the teacher's outputs, if it need not run
     workers: Workers = ALONE
+    baseline: bool = False  # whether another student learns after it, for as many steps
 
     def __post_init__(self) -> None:
         """Nothing on the networks is touched before `with`."""
         self.seconds = 0.0  # of synthesis, over all processes
         self.curve: list[dict[str, float]] = []  # of the student as it learned
+        self.forecast = Forecast()  # of the job's batches and steps, the baseline's too
         self._stack = ExitStack()
         self._clock = SaveClock(least=_SAVE_EVERY)
         self._flush: Callable[[], None] = lambda: None
@@ -153,6 +156,17 @@ class Job:
             text = json.dumps({"synthesis_seconds": self.seconds})
             write_atomically(self.run.folder / _SECONDS, text.encode())
 
+    def foresee(self, *, batches: float) -> None:
+        """So many batches are ahead, and the rest of the steps."""
+        self.forecast.ahead["batches"] = batches
+        self.forecast.reached("batches", timetable.batches(self.config) - batches, self.seconds)
+        self._foresee_steps()
+
+    def _foresee_steps(self) -> None:
+        step, students = self.training.step, 2 if self.baseline else 1
+        self.forecast.ahead["steps"] = students * int(self.config.steps) - step
+        self.forecast.reached("steps", step, self.training.seconds)
+
     def save(self) -> None:
         """Keep the state."""
         if not self.workers.leads:
@@ -218,8 +232,9 @@ class Job:
             self.run.advanced = True  # a stop saves it
             pause = step % LOOK == 0 or step == until
             if pause:
-                total = int(self.config.steps)
-                self.on_event(Progress(self.name, step, total, "steps", terms))
+                self._foresee_steps()
+                total, left = int(self.config.steps), self.forecast.left()
+                self.on_event(Progress(self.name, step, total, "steps", terms, left))
             if pause or self.runtime.device == "cpu" or self.workers.world == 1:
                 self.stop_if_asked()  # several GPUs do not wait for each other at every step
             self.look(examples)

@@ -79,6 +79,7 @@ def adaptive(job: Job) -> Examples:
             # The student has gone past a batch that needs the student of its time.
             job.on_event(Hint("a shard is missing or damaged: the student is trained again"))
             job.restart()
+        job.foresee(batches=len(missing))
         kept = stack.enter_context(closing(bank.read(k for k in range(count) if k not in missing)))
         for k in range(count):
             here = slice(k * size, (k + 1) * size)
@@ -122,7 +123,7 @@ def _make(k: int, labels: Tensor, job: Job, chain: Chain) -> Tensor:
     Returns: the images, uint8 (B, C, H, W).
     Raises: Stopped: the batch is then made again.
     """
-    began = time.perf_counter()
+    began, ahead = time.perf_counter(), job.forecast.ahead["batches"]
     compete = timetable.competes(k, job.config)
     watcher = _watcher(f"images {k + 1} of {timetable.batches(job.config)}", job)
     with enough_memory(SMALLER):
@@ -131,6 +132,7 @@ def _make(k: int, labels: Tensor, job: Job, chain: Chain) -> Tensor:
     job.spend(made - began, durably=True)  # before it is kept: a kill then loses none of it
     chain.keep(k, batch, start=k * len(labels))
     job.spend(time.perf_counter() - made)
+    job.foresee(batches=ahead - 1)
     job.save_if_due()
     return batch.images
 
@@ -140,10 +142,12 @@ def _watcher(phase: str, job: Job) -> OnStep:
 
     Raises (when called): Stopped.
     """
+    ahead = job.forecast.ahead["batches"]
 
     def watch_step(step: int, steps: int, terms: dict[str, float]) -> None:
         if step % LOOK == 0 or step == steps:
-            job.on_event(Progress(phase, step, steps, "steps", terms))
+            job.forecast.ahead["batches"] = ahead - step / steps
+            job.on_event(Progress(phase, step, steps, "steps", terms, job.forecast.left()))
         job.stop_if_asked(UNFINISHED)
 
     return watch_step

@@ -1,5 +1,6 @@
 """`distill` as a workflow: the adaptive loop, existing shards, resuming, the result."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -478,6 +479,29 @@ def test_a_bank_that_memory_cannot_hold_is_refused_before_the_work(
     with pytest.raises(RunError, match=r"sklearn:digits holds too many"):
         run(tmp_path / "run", eval_data="sklearn:digits")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("baseline", ["off", "on"])
+def test_what_is_left_is_told_of_the_whole_job(baseline: str, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    given = {
+        "noise_baseline": baseline,
+        "eval_data": "sklearn:digits" if baseline == "on" else None,
+    }
+    config = distill_config(recipe="adaptive", out=str(tmp_path / "run"), **given)
+    distill(config, on_event=heard.append)
+    told = {
+        phase: [event.left for event in events]
+        for phase, events in itertools.groupby(
+            (event for event in heard if isinstance(event, Progress)), lambda event: event.phase
+        )
+    }
+    first, fresh, last = told["images 1 of 4"], told["images 4 of 4"], told["student"][-1]
+    assert first == [None] * len(first)  # of the student's steps nothing is known
+    assert None not in (fresh[-1], last)
+    assert fresh[-1] > last  # steps are left after the last batch
+    assert (last > 0) == (baseline == "on")  # another student's
+    assert told.get("noise", [0])[-1] == 0
 
 
 def test_moved_and_called_from_elsewhere_it_is_the_same_run(

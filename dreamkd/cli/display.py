@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from dreamkd import events
@@ -71,7 +71,9 @@ class Lines:
         if event.done >= event.total:
             del self._phases[event.phase]
         parts = [f"{event.phase}: {event.done}/{event.total} {event.unit}"]
-        if event.total > event.done > done and now > since:
+        if event.left:
+            parts.append(f"{duration(event.left)} left in all")
+        elif event.left is None and event.total > event.done > done and now > since:
             rate = (event.done - done) / (now - since)
             parts.append(f"{duration((event.total - event.done) / rate)} left")
         line = ", ".join([*parts, *_terms(event.terms)])
@@ -104,6 +106,7 @@ class Bars:
             "total": event.total,
             "unit": event.unit,
             "terms": "  ".join(_terms(event.terms)),
+            "left": event.left,
         }
         if event.phase in self._tasks:
             self.bars.update(self._tasks[event.phase], **shown)
@@ -116,6 +119,16 @@ class Bars:
     def _remove(self, phase: str) -> None:
         if phase in self._tasks:
             self.bars.remove_task(self._tasks.pop(phase))
+
+
+class _Left(TimeRemainingColumn):
+    """The time that is left in all, where it was told; else of the phase, as rich estimates it."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        if left is None:
+            return super().render(task)
+        return Text(f"{duration(left)} in all", style="progress.remaining")
 
 
 def duration(seconds: float) -> str:
@@ -139,7 +152,7 @@ def _new_bars() -> Progress:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.fields[terms]}", style="dim", markup=False),
         console=Console(file=stream, highlight=False, emoji=False),
         transient=True,

@@ -176,9 +176,10 @@ takes them separated by commas, and may be repeated; of any other that is repeat
 **Streams.** stdout carries the result only: a table, or with `--json` exactly one JSON document
 (NaN and infinity become `null`). Choices that were made, progress, hints and errors go to stderr;
 `--quiet` leaves only the errors. Progress is a live bar on a terminal and otherwise one plain line
-every 10 seconds at most; `NO_COLOR` is honoured. Terms of a loss, there, in `events.jsonl` and as a
-manifest's `terms`, are multiplied by their weights; `r_feature` of a batch or a run is not. An
-error is one line, `dreamkd: error: ...`.
+every 10 seconds at most; `NO_COLOR` is honoured. The time left is the phase's or, where it says
+"in all", the whole job's. Terms of a loss, there, in `events.jsonl` and as a manifest's `terms`,
+are multiplied by their weights; `r_feature` of a batch or a run is not. An error is one line,
+`dreamkd: error: ...`.
 
 **Stopping.** The first Ctrl-C or SIGTERM asks `invert` and `distill` to save their state and end;
 the same command continues. The second one ends at once, which costs the work since the last saved

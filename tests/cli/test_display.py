@@ -33,6 +33,21 @@ def test_lines_come_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> Non
     assert written[11:] == ["images 2: 3/100 steps", "invert: done in 1 min 50 s"]
 
 
+def test_the_time_that_a_job_still_takes_is_its_own_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    lines = Lines(clock=lambda: now)
+    for step, left in ((0, None), (1, 70.0), (2, 0.0)):
+        now = 10.0 * step
+        lines(Progress("images 1", step, 3, "steps", left=left))
+    assert capsys.readouterr().err.splitlines() == [
+        "images 1: 0/3 steps",
+        "images 1: 1/3 steps, 1 min 10 s left in all",  # not the 20 s of the phase
+        "images 1: 2/3 steps",
+    ]
+
+
 def test_the_last_line_of_a_phase_is_shown_whenever_it_comes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -125,7 +140,7 @@ def show(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> str:
         on_event(Hint("look at [this]"))
         on_event(Progress("images [0]", 8, 8, "steps"))
         on_event(Progress("images [1]", 3, 8, "steps", {"ce": 0.25}))
-        on_event(Progress("images [1]", 4, 8, "steps", {"ce": 0.125}))
+        on_event(Progress("images [1]", 4, 8, "steps", {"ce": 0.125}, 200.0))
         assert [task.description for task in on_event.bars.tasks] == ["images [1]"]
     on_event(Finished("images [1]", 2))
     monkeypatch.undo()
@@ -140,6 +155,7 @@ def test_bars_on_a_terminal(terminal: tuple[int, TextIO], monkeypatch: pytest.Mo
     assert "hint: look at [this]" in text
     assert "images [1]" in text
     assert "4/8 steps" in text
+    assert "3 min 20 s in all" in text
     assert "ce 0.125" in text
     assert "\x1b[33m" in text  # hints are yellow
     assert text.rstrip().endswith("images [1]: done in 2.0 s")
