@@ -128,7 +128,7 @@ class _Left(TimeRemainingColumn):
         left = task.fields["left"]
         if left is None:
             return super().render(task)
-        return Text(f"{duration(left)} in all", style="progress.remaining")
+        return Text(f"{duration(left)} left in all", style="progress.remaining")
 
 
 def duration(seconds: float) -> str:

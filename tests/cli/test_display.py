@@ -155,7 +155,7 @@ def test_bars_on_a_terminal(terminal: tuple[int, TextIO], monkeypatch: pytest.Mo
     assert "hint: look at [this]" in text
     assert "images [1]" in text
     assert "4/8 steps" in text
-    assert "3 min 20 s in all" in text
+    assert "3 min 20 s left in all" in text
     assert "ce 0.125" in text
     assert "\x1b[33m" in text  # hints are yellow
     assert text.rstrip().endswith("images [1]: done in 2.0 s")
