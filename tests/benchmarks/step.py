@@ -6,7 +6,7 @@
 Every case times, in blocks that take turns in one process: (plain) the loop of
 `tests.benchmarks.plain`; (ours) the step that `dreamkd` runs; (floor) the same frozen network, as
 prepared, cast, compiled and launched as ours, forward and backward to the image and nothing else.
-On the CPU the others keep what they free, as ours does (`engine.heap`); by themselves they would not.
+On the CPU both keep what they free, since ours does (`engine.heap`); by themselves they would not.
 Medians and quartiles are over the blocks. Cases of the GPU are chosen where CUDA is.
 """
 
