@@ -1,7 +1,8 @@
 """Freed memory that stays with the process: a step on the CPU takes again what the last gave back.
 
 By default glibc returns large blocks to the system as they are freed. Every page that is then taken
-again costs a fault and is zeroed, which was a fifth of the time of a step of ResNet-20.
+again costs a fault and is zeroed: up to a fifth of the time of a step of ResNet-20
+(docs/benchmarks.md, "One step").
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _blocks = 0  # that are entered, one within another
 def kept_heap() -> Iterator[None]:
     """Keep what is freed within the block for what is taken next; give it back at its end.
 
-    Where the C library is not glibc, or the environment tunes its allocator, nothing is changed.
+    It is the whole process's: what other threads free is kept too. Afterwards glibc's thresholds
+    stay where they are set, for it no longer moves them by itself. Where the C library is not
+    glibc, or the environment tunes its allocator, nothing is changed.
     """
     global _blocks
     libc = _glibc()
