@@ -22,7 +22,7 @@ from dreamkd.engine import Runtime, spare_bytes, twin
 from dreamkd.engine.available import free_memory
 from dreamkd.engine.memory import even_chunk, images_that_fit, largest_that_fits, saved_per_image
 from dreamkd.errors import ConfigError
-from dreamkd.events import Note, OnEvent, ignore
+from dreamkd.events import Note, OnEvent, Progress, ignore
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
@@ -47,6 +47,7 @@ def r_feature_weight(
     *,
     seed: int,
     prior: Classifier | None = None,
+    on_event: OnEvent = ignore,
 ) -> float:
     """The weight of R_feature, by `r_feature_scale` and the gradients of both losses.
 
@@ -66,8 +67,9 @@ def r_feature_weight(
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
     none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
     bare = replace(config, **none, image_chunk=_CHUNK)
-    sizes = []
+    sizes: list[float] = []
     for ce, r_feature in ((1.0, 0.0), (0.0, 1.0)):
+        on_event(Progress("weight of R_feature", len(sizes), 2, "gradients"))
         alone = replace(bare, ce=ce, r_feature=r_feature)
         statistics = r_feature > 0
         with Objective(
@@ -75,6 +77,7 @@ def r_feature_weight(
         ) as objective:
             x, labels, view = _noise(teacher, _IMAGES, seed=seed)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
+    on_event(Progress("weight of R_feature", 2, 2, "gradients"))
     if sizes[0] == 0:
         raise ConfigError("--r-feature auto: the class loss has no gradient; give a weight")
     weight = float(config.r_feature_scale) * math.sqrt(sizes[0] / max(sizes[1], 1e-12))
@@ -107,7 +110,14 @@ def jitter_border(
     chunk = min(_IMAGES, int(config.image_chunk))
     alone = replace(config, **none, image_chunk=chunk, ce=0.0, r_feature=1.0, first_bn=1.0)
     reached = {
-        border: _reached(teacher, replace(alone, jitter_border=border), runtime, seed, prior)
+        border: _reached(
+            teacher,
+            replace(alone, jitter_border=border),
+            runtime=runtime,
+            seed=seed,
+            prior=prior,
+            on_event=on_event,
+        )
         for border in ("mirror", "black")
     }
     black = reached["black"] < _BLACK * reached["mirror"]
@@ -120,9 +130,11 @@ def jitter_border(
 def _reached(
     teacher: Classifier,
     config: ImageConfig,
+    *,
     runtime: Runtime,
     seed: int,
     prior: Classifier | None,
+    on_event: OnEvent,
 ) -> float:
     """R_feature at the end of a short course of 64 images; infinite if they diverge."""
     card = teacher.card
@@ -145,7 +157,8 @@ def _reached(
         device=runtime.device,
     )
     images.begin(_IMAGES, generator)
-    optimizer, levels = course.optimizer(images), []
+    optimizer = course.optimizer(images)
+    levels: list[float] = []
     labels = torch.zeros(_IMAGES, dtype=torch.int64, device=runtime.device)
     with Objective(teacher, config, runtime=runtime, prior=prior) as objective:
         for step in range(_STEPS):
@@ -163,6 +176,8 @@ def _reached(
             optimizer.step()
             images.project()
             levels.append(float(loss.terms[-1]))  # host sync
+            trial = f"trial of {config.jitter_border} borders"
+            on_event(Progress(trial, step + 1, _STEPS, "steps", {"r_feature": levels[-1]}))
     level = sum(levels[-_COMPARED:]) / _COMPARED
     return level if math.isfinite(level) else math.inf
 

@@ -190,7 +190,9 @@ def _measured(
     names = ("r_feature", "refine_r_feature")
     open_ = [name for name in names if getattr(config, name) == "auto" and name not in idle]
     if open_:
-        weight = calibration.r_feature_weight(teacher, config, seed=config.seed, prior=prior)
+        weight = calibration.r_feature_weight(
+            teacher, config, seed=config.seed, prior=prior, on_event=on_event
+        )
         # The scale has done its work; kept, it would contradict the weight.
         decided: dict[str, Any] = {**dict.fromkeys(open_, weight), "r_feature_scale": "auto"}
         config = replace(config, **decided)

@@ -12,10 +12,10 @@ from torch import nn
 
 from dreamkd import calibration, models
 from dreamkd.augment import draw_view, see
-from dreamkd.config import ImageConfig, settle
+from dreamkd.config import ImageConfig, InvertConfig, settle
 from dreamkd.engine import Runtime, enough_memory, memory, normalise
 from dreamkd.errors import ConfigError, RunError
-from dreamkd.events import Event, Note, ignore
+from dreamkd.events import Event, Note, Progress, ignore
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
 from dreamkd.objective import Objective
@@ -184,6 +184,12 @@ def trained_with(border: str, shift: int = 4) -> Classifier:
 
 def border_of(network: Classifier, **given: object) -> tuple[str, list[str]]:
     """What is decided, and what is told of it."""
+    decided, told = measured(network, **given)
+    return decided.jitter_border, [event.text for event in told if isinstance(event, Note)]
+
+
+def measured(network: Classifier, **given: object) -> tuple[InvertConfig, list[Event]]:
+    """The settings after all was measured, and what was told meanwhile."""
     told: list[Event] = []
     config = settled(invert_config(**{"r_feature": 1.0, **given}), network)
     decided = _measured(
@@ -194,7 +200,7 @@ def border_of(network: Classifier, **given: object) -> tuple[str, list[str]]:
         student=None,
         on_event=told.append,
     )
-    return decided.jitter_border, [event.text for event in told if isinstance(event, Note)]
+    return decided, told
 
 
 @pytest.mark.parametrize(("border", "shift"), [("black", 4), ("mirror", 4), ("mirror", 0)])
@@ -213,6 +219,18 @@ def test_the_border_is_that_of_the_views_that_the_statistics_are_of(
     assert found[3] != border
 
 
+def test_what_is_measured_tells_how_far_it_has_come() -> None:
+    """On a large network it takes a while."""
+    network = models.load("cifar_resnet8", pretrained=False, num_classes=10, input_size=SIZE)
+    _, told = measured(network, r_feature="auto", image_chunk=64)
+    progress = [event for event in told if isinstance(event, Progress)]
+    trials = [(f"trial of {border} borders", 24) for border in ("mirror", "black")]
+    for phase, total in [("weight of R_feature", 2), *trials]:
+        steps = [event.done for event in progress if event.phase == phase]
+        assert steps == list(range(total - len(steps) + 1, total + 1))
+        assert {event.total for event in progress if event.phase == phase} == {total}
+
+
 @pytest.mark.parametrize(
     ("mirror", "black", "chosen"),
     [
@@ -229,7 +247,7 @@ def test_black_borders_are_chosen_where_they_bring_much(
     """And what diverged is not."""
     levels = {"mirror": mirror, "black": black}
     monkeypatch.setattr(
-        calibration, "_reached", lambda _, config, *__: levels[config.jitter_border]
+        calibration, "_reached", lambda _, config, **__: levels[config.jitter_border]
     )
     network = models.load("cifar_resnet8", pretrained=False, num_classes=10, input_size=SIZE)
     assert border_of(network)[0] == chosen
