@@ -147,7 +147,7 @@ def _lead(
             teacher=teacher,
             prior=materials.prior,
             student=rival,
-            work=partial(footprint.work, workers=workers.world),
+            work=partial(footprint.work, workers=workers.world, minutes=given.budget_minutes),
             inputs=inputs,
             check=None if planning else check,
             on_event=on_event,

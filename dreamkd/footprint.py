@@ -15,17 +15,20 @@ from dreamkd.runs import Run
 _FEWER = "lower --rounds, --first-batches or --image-batch-size"
 
 
-def work(config: DistillConfig, *, workers: int) -> Work:
+def work(config: DistillConfig, *, workers: int, minutes: float | None) -> Work:
     """Each worker's part of the whole job: images alone, with a rival, and the student's steps.
 
     Compiling gains a tenth as much on a step of the student.
+
+    Args:
+        config: settled.
+        minutes: that the job is given, if it is.
     """
     steps, kinds = int(config.steps) * int(config.batch_size) / 10, 1
     if not config.data:
         steps += _images(config) * full_steps(config)
         kinds += graphs(config, rival=timetable.any_competes(config))
-    seconds = 60 * config.budget_minutes if config.budget_minutes is not None else None
-    return Work(steps / workers, kinds, seconds)
+    return Work(steps / workers, kinds, None if minutes is None else 60 * minutes)
 
 
 def require(config: DistillConfig, student: Classifier, run: Run) -> str:

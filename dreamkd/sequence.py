@@ -56,6 +56,7 @@ class Chain:
         self._seed = seed
         self._hands_on = False
         self._following = self._saved = 0  # the batch that what is handed on goes to
+        self._kept = 0  # the batch after those that the bank was given
         self._clock = SaveClock()
 
     def __enter__(self) -> Self:
@@ -86,18 +87,20 @@ class Chain:
             self._on_event(Hint("a lost batch needs those before it: all are made again"))
             following, saved = 0, None
         synthesiser.restore({} if saved is None else saved[0])
-        self._following = self._saved = following
+        self._following = self._kept = self._saved = following
         return list(range(following, len(held)))
 
     def make(self, k: int, labels: Tensor, *, on_step: OnStep, compete: bool = True) -> Batch:
         """Synthesise batch `k` of those that `begin` named; arguments as of `Synthesiser.batch`."""
-        return self._synthesiser.batch(
+        batch = self._synthesiser.batch(
             labels,
             generator=generator_for(self._seed, "batch", k),
             compete=compete,
             name=f"batch {k}",
             on_step=on_step,
         )
+        self._following = k + 1
+        return batch
 
     def keep(self, k: int, batch: Batch, *, start: int) -> None:
         """Have batch `k` written, and now and then save what goes on from it.
@@ -107,7 +110,7 @@ class Chain:
         """
         class_names = self._synthesiser.teacher.card.class_names
         self._bank.add(k, batch, start=start, class_names=class_names)
-        self._following = k + 1
+        self._kept = k + 1
         if self._hands_on and self._clock.due():
             self.save()
 
@@ -117,8 +120,8 @@ class Chain:
         self._bank.flush()
         if not self._hands_on or self._following == self._saved:
             return
-        if self._bank.last != self._following - 1:
-            return  # it could not be written, which was said
+        if not self._bank.last + 1 == self._kept == self._following:
+            return  # the last of them could not be written, which was said
         facts = {"next": self._following}
         self._run.save_state(_STATE, self._synthesiser.state(), facts)
         self._saved = self._following

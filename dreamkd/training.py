@@ -134,7 +134,8 @@ class Training:
             found, said, gradients = self._learn(views, targets, self._known(step))
             self._workers.average([*found.values(), *_present(gradients), *self._running])
             if self._record is not None and said is not None:
-                said, draws = self._workers.all_of(said), generator_for(config.seed, "labels", step)
+                said = self._workers.all_of(said)
+                draws = generator_for(config.seed, "stored labels", step)
                 self._record(step, losses.sparse(said, config.store_labels, generator=draws))
             for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
@@ -143,6 +144,7 @@ class Training:
             if self._average is not None:
                 self._average.move(step=step)
             if self.step % LOOK == 0 or self.step == until:
+                self._workers.any_of(False)  # for one that is gone a device would wait for ever
                 terms = {name: float(term) for name, term in found.items()}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
             self.seconds += time.perf_counter() - began

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamkd import manifest, shards
+from dreamkd import clock, manifest, shards
 from dreamkd.distillation import distill
 from dreamkd.errors import RunError
 from dreamkd.inversion import invert
@@ -76,6 +76,60 @@ def test_whichever_write_fails_it_is_one_line_and_the_same_command_goes_on(
         work(folder)
         assert facts(folder) == facts(tmp_path / "whole")
         shutil.rmtree(folder)
+
+
+def carry_invert(folder: Path) -> None:
+    generated = {"images": "generator", "image_steps": 1, "refine_steps": 0}
+    invert(invert_config(out=str(folder), per_class=4, image_batch_size=10, **generated))
+
+
+def carry_distill(folder: Path) -> None:
+    generated = {"recipe": "generator", "image_steps": 1, "refine_steps": 0}
+    distill(distill_config(out=str(folder), rounds=3, steps=6, warmup=0, **generated))
+
+
+class BadMoment:
+    """Fails to put one file in its place, the n-th of a name, and no other; counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ending: str, n: float) -> None:
+        self.asked = 0
+        replace = os.replace
+
+        def fails(source: Path, target: Path) -> None:
+            if str(target).endswith(ending) and target.name != "progress.json":  # for watchers
+                self.asked += 1
+                if self.asked == n:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", fails)
+
+
+@pytest.mark.parametrize(
+    ("work", "ending"),
+    [
+        (carry_invert, ""),
+        pytest.param(carry_distill, "seconds.json", marks=pytest.mark.slow),
+        pytest.param(carry_distill, "contact-sheet.png", marks=pytest.mark.slow),
+    ],
+)
+def test_what_batches_hand_on_is_never_ahead_of_those_that_are_kept(
+    work: Callable[[Path], None], ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that learned from a batch that was not kept would learn from it twice."""
+    monkeypatch.setattr(clock, "_RATIO", 1e9)  # the first batch hands its state on, then a stop
+    with monkeypatch.context() as patch:
+        counter = BadMoment(patch, ending, float("inf"))
+        work(tmp_path / "whole")
+    assert counter.asked > 3
+    for n in range(1, counter.asked + 1):
+        folder = tmp_path / str(n)
+        with monkeypatch.context() as patch:
+            BadMoment(patch, ending, n)
+            with pytest.raises(RunError, match="No space left on device"):
+                work(folder)
+        work(folder)
+        assert facts(folder) == facts(tmp_path / "whole"), n
 
 
 def unshare(*command: str) -> subprocess.CompletedProcess[str]:

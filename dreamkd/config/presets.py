@@ -205,7 +205,7 @@ def settle(
         of_weights = {"image_lr": values["image_lr"]} if generated else {}
         values |= _converted(values, USUAL_STD * len(std) / sum(std)) | of_weights
     if getattr(config, "optimizer", "sgd") == "adamw":
-        values["lr"] = 1e-3
+        values |= {"lr": 1e-3, "weight_decay": 0.01}  # its decay is a share of the rate
     values["jitter"] = max(1, round(values["jitter"] * side))
     values["student_flip"] = "on"
     if channels == 1:

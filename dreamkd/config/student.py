@@ -71,7 +71,7 @@ class StudentConfig:
         "auto",
         group=STUDENT,
         minimum=0,
-        auto=BY_PRESET,
+        auto="by preset; 0.01 for adamw",
         help="of weights, not of biases or batch norm",
     )
     warmup: int | str = option(
