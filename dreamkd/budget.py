@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,8 +23,8 @@ from dreamkd.config.images import MOST_IMAGES, MOST_STEPS
 from dreamkd.course import refining_steps, stages
 from dreamkd.engine import Runtime
 from dreamkd.engine.available import free_memory
-from dreamkd.errors import ConfigError
-from dreamkd.events import Note
+from dreamkd.errors import ConfigError, Stopped
+from dreamkd.events import Note, Progress
 from dreamkd.examples import Examples
 from dreamkd.files import part_of
 from dreamkd.job import Job
@@ -61,11 +61,25 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
         job: open, with nothing done.
         given: as the user gave it, with the budget.
         began: `time.perf_counter()` at the beginning.
-    Raises: ConfigError: not even one round fits.
+
+    Raises:
+        ConfigError: not even one round fits, or the time is over before this is known.
+        Stopped: when asked.
     """
     minutes = float(given.budget_minutes or 0)
     job.on_event(Note(f"budget: {minutes:g} minutes; timing the work"))
-    pace = measure_pace(job)
+
+    def on_step(what: str, step: int, steps: int) -> None:
+        job.on_event(Progress(f"timing {what}", step, steps, "steps"))
+        if job.workers.world == 1 and job.should_stop():
+            raise Stopped("the work was being timed; the same command begins again")
+        if time.perf_counter() - began > 60 * minutes:
+            raise ConfigError(
+                f"--budget-minutes {minutes:g}: not enough to time the work, {what} at step {step} "
+                f"of {steps}; give it more"
+            )
+
+    pace = measure_pace(job, on_step=on_step)
     job.forecast.expect(batches=pace.batch, steps=pace.step)
     seconds = 60 * minutes - (time.perf_counter() - began)
     size = job.teacher.card.input_size
@@ -174,26 +188,35 @@ def _most_rounds(job: Job) -> int:
     return max(1, min(rounds, MOST_IMAGES))
 
 
-def measure_pace(job: Job) -> Pace:
+#: Told of what is timed, at which step of how many; may raise to end it.
+OnTimed = Callable[[str, int, int], None]
+
+
+def measure_pace(job: Job, *, on_step: OnTimed = lambda *_: None) -> Pace:
     """Time the work of an open job; afterwards it is compiled, and as it was."""
-    step = _student(job)
-    first, batch = (0.0, 0.0) if job.config.recipe == "offline" else _images(job)
+    step = _student(job, on_step)
+    first, batch = (0.0, 0.0) if job.config.recipe == "offline" else _images(job, on_step)
     return Pace(first, batch, step)
 
 
-def _student(job: Job) -> float:
+def _student(job: Job, on_step: OnTimed) -> float:
     """Seconds of a student step."""
     count, runtime = int(job.config.batch_size), job.runtime
     blank = torch.zeros((count, *job.teacher.card.input_size), dtype=torch.uint8)
     examples = Examples(blank, torch.zeros(count, dtype=torch.int64)).near(runtime.device)
+    steps = runtime.first_steps + _STUDENT_STEPS
+
+    def tell(step: int, _: object) -> None:
+        on_step("the student", step, steps)
+
     with job.training.rehearsal():
-        job.training.advance(examples, until=runtime.first_steps)
+        job.training.advance(examples, until=runtime.first_steps, on_step=tell)
         began = _now(runtime)
-        job.training.advance(examples, until=runtime.first_steps + _STUDENT_STEPS)
+        job.training.advance(examples, until=steps, on_step=tell)
         return (_now(runtime) - began) / _STUDENT_STEPS
 
 
-def _images(job: Job) -> tuple[float, float]:
+def _images(job: Job, on_step: OnTimed) -> tuple[float, float]:
     """Seconds of a batch of the first bank, and of one that competes."""
     config, runtime = job.config, job.runtime
     short = replace(config, image_steps=min(int(config.image_steps), _IMAGE_STEPS))
@@ -205,11 +228,17 @@ def _images(job: Job) -> tuple[float, float]:
     def timed(*, compete: bool) -> float:
         """Seconds of a batch, as if the steps left out had taken as long as those like them."""
         marks = [_now(runtime)]
+        what = "images that compete" if compete else "images"
+
+        def mark(step: int, steps: int, _: object) -> None:
+            marks.append(_now(runtime))
+            on_step(what, step, steps)
+
         batch = job.synthesiser.batch(
             labels,
             generator=generator_for(config.seed, "budget"),
             compete=compete,
-            on_step=lambda *_: marks.append(_now(runtime)),
+            on_step=mark,
         )
         _write(batch, job)
         return _now(runtime) - marks[0] + left_out(config, short, marks)

@@ -78,7 +78,8 @@ def read_labelled(
         return None
     how = Preprocessing.of(teacher.card)
     image_set = open_images(spec, preprocessing=how, on_event=on_event)
-    image_set = image_set.wanted_by(teacher.card, **given).labelled_by(teacher.card)
+    image_set = image_set.wanted_by(teacher.card, **given)
+    image_set = image_set.labelled_by(teacher.card, on_event=on_event)
     check_classes(image_set, teacher.card)
     advice = f"{spec} holds too many"
     if copies > 1:

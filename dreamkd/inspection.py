@@ -15,7 +15,7 @@ from dreamkd import batchnorm, models
 from dreamkd.batchnorm import Call, Layer
 from dreamkd.data import ImageSet
 from dreamkd.errors import ModelError, NoBatchNormError
-from dreamkd.models import Card, Classifier, extents
+from dreamkd.models import ONE_CLASS, Card, Classifier, extents
 from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
 
@@ -94,7 +94,7 @@ class Inspection:
         name = self.card.architecture
         if self.invertible:
             return None
-        if not self.card.takes_pictures:
+        if not (self.card.takes_pictures and self.card.has_choice):
             return ModelError(f"{name} cannot be inverted: {self.obstacle}")
         return NoBatchNormError(f"{name} stores no usable batch-norm statistics: {self.obstacle}")
 
@@ -248,6 +248,8 @@ def _obstacle(found: Sequence[Layer], norms: Mapping[str, int], card: Card, *, r
     """
     if not card.takes_pictures:
         return f"its {card.input_size[0]} channels are neither grey nor RGB"
+    if not card.has_choice:
+        return ONE_CLASS
     if not found:
         others = ", ".join(f"{number} {kind}" for kind, number in norms.items())
         return f"{batchnorm.unusable(found)} (it has {others or 'no norm at all'})"

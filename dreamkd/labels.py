@@ -28,6 +28,7 @@ def parse_classes(text: str, *, num_classes: int, class_names: Sequence[str] = (
     if text.strip() == "all":
         return list(range(num_classes))
     chosen: dict[int, None] = {}
+    misleading = [(k, name) for k, name in enumerate(class_names) if _is_number(name, other_than=k)]
     for part in (p.strip() for p in text.split(",")):
         if part in class_names:
             named = [label for label, name in enumerate(class_names) if name == part]
@@ -36,6 +37,12 @@ def parse_classes(text: str, *, num_classes: int, class_names: Sequence[str] = (
                 raise ConfigError(f"--classes: {part!r} is the name of {numbers}; give the number")
             chosen[named[0]] = None
         elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
+            if misleading:
+                number, name = misleading[0]
+                raise ConfigError(
+                    f"--classes: {part!r} could be names or numbers, as class {number} has the "
+                    f"name {name!r}; give names one by one"
+                )
             first, last = int(match[1]), int(match[2] or match[1])
             if first > last:
                 raise ConfigError(f"--classes: {part!r} ends before it begins")
@@ -51,6 +58,11 @@ def parse_classes(text: str, *, num_classes: int, class_names: Sequence[str] = (
                 f"0-{num_classes - 1}{names}{nearest(part, class_names)}"
             )
     return list(chosen)
+
+
+def _is_number(name: str, *, other_than: int) -> bool:
+    """Whether a name is the number of another class, as one would write it."""
+    return bool(re.fullmatch("0|[1-9][0-9]{0,8}", name)) and name != str(other_than)
 
 
 def parse_weights(

@@ -11,7 +11,7 @@ from dreamkd import models, softlabels
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import ALONE, Workers
 from dreamkd.errors import RunError
-from dreamkd.events import Note, OnEvent, ignore
+from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.examples import Labelled, is_data_free, read_labelled
 from dreamkd.identity import versions
 from dreamkd.models import Classifier
@@ -77,15 +77,15 @@ class Materials:
             DataError: they cannot be read, or are of other classes.
             RunError: there is no memory for them.
         """
-        measured = config.eval_data if measure else None
-        return replace(
-            self,
-            measured=read_labelled(measured, self.teacher, on_event=on_event),
-            # Shards are used as they are.
-            given=read_labelled(
-                config.data, self.teacher, copies=workers.copies, crop_pct=1.0, on_event=on_event
-            ),
+        spec = config.eval_data if measure else None
+        measured = read_labelled(spec, self.teacher, on_event=on_event)
+        # Shards are used as they are.
+        given = read_labelled(
+            config.data, self.teacher, copies=workers.copies, crop_pct=1.0, on_event=on_event
         )
+        if given and measured and given.source == measured.source:
+            on_event(Hint(f"--eval-data measures on what --data trains on: {given.source}"))
+        return replace(self, measured=measured, given=given)
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
         """What of them a run depends on, beside the teacher: weights, cards, pixels, labels.

@@ -39,14 +39,18 @@ def save(job: Job, student: Classifier, *, data_free: bool) -> Path:
 def accuracies(
     job: Job, student: Classifier, baseline: Classifier | None, *, images: int
 ) -> dict[str, Any]:
-    """Percent on the evaluation data, which trained nothing; None where there is none.
+    """Percent on the evaluation data, which trained nothing.
+
+    Where there is none, what was measured of this student before, and else None.
 
     Raises: Stopped: when asked; the same call measures.
     """
     data = job.measured
     if data is None:
         names = ("teacher_top1", "student_top1", "noise_top1", "agreement", "eval_source")
-        return dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
+        unknown = dict.fromkeys((*names, "best_top1", "best_step")) | {"curve": []}
+        before = job.run.result or {}
+        return {name: before.get(name, value) for name, value in unknown.items()}
 
     def stop_if_asked() -> None:
         if job.should_stop():

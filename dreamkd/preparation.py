@@ -16,7 +16,7 @@ from dreamkd.engine import Runtime, Work, enough_memory, twin, worth_compiling
 from dreamkd.errors import ModelError, RunError
 from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
-from dreamkd.models import Classifier, extents
+from dreamkd.models import ONE_CLASS, Classifier, extents
 from dreamkd.runs import Run
 from dreamkd.samples import MAX_SIDE
 
@@ -232,7 +232,7 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
 
     Raises:
         ModelError: the network does not run at its input size, or takes images that no shard holds;
-            or what learns of a student does not reach its logits.
+            or has one class; or what learns of a student does not reach its logits.
     """
     card = classifier.card
     channels, height, width = card.input_size
@@ -242,6 +242,8 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
         raise ModelError(f"no file of a run holds images of {size}: a side is at most {MAX_SIDE}")
     if not card.takes_pictures:
         raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
+    if not card.has_choice:
+        raise ModelError(f"{card.architecture}: {ONE_CLASS}; choose a network of two or more")
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
     probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
     try:

@@ -17,9 +17,9 @@ from dreamkd.budget import Pace, Plan, largest_plan, left_out, measure_pace, pla
 from dreamkd.config import DistillConfig, settle
 from dreamkd.config.images import MOST_STEPS
 from dreamkd.distillation import distill
-from dreamkd.engine import Runtime
-from dreamkd.errors import ConfigError
-from dreamkd.events import Event, Hint, OnEvent, ignore
+from dreamkd.engine import Runtime, Work, worth_compiling
+from dreamkd.errors import ConfigError, Stopped
+from dreamkd.events import Event, Hint, OnEvent, Progress, ignore
 from dreamkd.examples import Examples
 from dreamkd.job import Job
 from dreamkd.models import Classifier
@@ -275,22 +275,52 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "run" / "manifest.jsonl").read_bytes() == manifest
 
 
-def test_a_budget_that_is_too_small_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--budget-minutes"):
-        distill(
-            distill_config(
-                out=str(tmp_path / "run"),
-                budget_minutes=1e-4,
-                rounds="auto",
-                steps="auto",
-                warmup="auto",
-            )
-        )
+FREE = {"rounds": "auto", "steps": "auto", "warmup": "auto"}
+
+
+def test_a_budget_that_is_over_before_the_work_is_timed_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    line = "--budget-minutes 0.0001: not enough to time the work, the student at step 1 of"
+    with pytest.raises(ConfigError, match=line):
+        distill(distill_config(out=str(tmp_path / "run"), budget_minutes=1e-4, **FREE))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("asked", "what"), [(1, "the student"), (50, "images that compete")])
+def test_a_stop_while_the_work_is_timed_leaves_nothing_behind(
+    tmp_path: Path, asked: int, what: str
+) -> None:
+    """Asked once at each step: 16 of the student, 12 of each image batch."""
+    times, heard = itertools.count(1), list[Event]()
+    config = distill_config(out=str(tmp_path / "run"), budget_minutes=60, image_steps=12, **FREE)
+    with pytest.raises(Stopped, match="the work was being timed; the same command begins again"):
+        distill(config, on_event=heard.append, should_stop=lambda: next(times) > asked)
+    (*_, last) = [event for event in heard if isinstance(event, Progress)]
+    assert last.phase == f"timing {what}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_compiling_is_weighed_against_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four graphs of a network of 8 layers take a minute and a half, more than the time given."""
+    decided: list[bool] = []
+
+    def watched(calls: Any, work: Work, *, device: str) -> bool:
+        decided.append(worth_compiling(calls, work, device=device))
+        assert not worth_compiling(calls, work._replace(seconds=300), device=device)
+        assert worth_compiling(calls, work._replace(seconds=900), device=device)
+        return decided[-1]
+
+    monkeypatch.setattr("dreamkd.preparation.worth_compiling", watched)
+    given = {"budget_minutes": 1e-4, "compile": "auto", "recipe": "generator"}
+    with pytest.raises(ConfigError, match="not enough to time the work"):
+        distill(distill_config(out=str(tmp_path / "run"), **FREE, **given))
+    assert decided == [False]
 
 
 @pytest.mark.parametrize("name", ["rounds", "steps"])
 def test_what_the_budget_decides_cannot_be_given_too(name: str) -> None:
-    free = {"rounds": "auto", "steps": "auto", "warmup": "auto"}
     with pytest.raises(ConfigError, match=f"--{name} has no effect with --budget-minutes"):
-        distill_config(**{**free, "budget_minutes": 5, name: 7})
+        distill_config(**{**FREE, "budget_minutes": 5, name: 7})

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_the_curve_is_of_the_student_as_it_learned(whole: Path, tmp_path: Path) 
     assert [point["step"] for point in coarse.curve] == [8, 12]
     assert coarse.curve[0]["top1"] == result["curve"][1]["top1"]
     assert coarse.student_top1 == result["student_top1"] == result["curve"][-1]["top1"]
+
+
+def test_what_was_measured_stays_where_nothing_is_measured(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    wanted = json.loads((whole / "result.json").read_text())
+    run(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == wanted
 
 
 def test_the_curve_is_of_one_set_of_images(tmp_path: Path) -> None:
@@ -442,6 +450,26 @@ def test_offline_trains_on_shards_that_exist(tmp_path: Path, spec: str) -> None:
     assert result.data_free
     assert result.synthesis_seconds == 0
     assert result.noise_top1 is None
+
+
+@pytest.mark.parametrize(("split", "hints"), [("train", 1), ("test", 0)])
+def test_measuring_on_what_trained_is_told(tmp_path: Path, split: str, hints: int) -> None:
+    heard: list[Event] = []
+    given = {"data": "sklearn:digits:train", "eval_data": f"sklearn:digits:{split}", "steps": 1}
+    config = {"teacher": "digits_resnet14", "student": "cifar_resnet8", "noise_baseline": "off"}
+    out = {"out": str(tmp_path / "run"), "warmup": 0}
+    distill(merge(DistillConfig, {**PLAIN, **config, **given, **out}), on_event=heard.append)
+    said = [event.text for event in heard if isinstance(event, Hint)]
+    assert sum("--eval-data measures on what --data trains on" in line for line in said) == hints
+
+
+def test_a_network_of_one_class_teaches_nothing(tmp_path: Path) -> None:
+    alone = models.load("cifar_resnet8", pretrained=False, num_classes=1, input_size=(1, 16, 16))
+    alone.module.train()(torch.rand(8, 1, 16, 16))  # statistics of something
+    models.save(alone, tmp_path / "one.safetensors")
+    with pytest.raises(ModelError, match="it has one class, and a softmax"):
+        run(tmp_path / "run", teacher=str(tmp_path / "one.safetensors"), r_feature=1.0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_shards_of_several_runs_are_data_free_if_all_of_them_are(tmp_path: Path) -> None:

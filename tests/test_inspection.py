@@ -169,6 +169,15 @@ def test_no_norm_at_all() -> None:
     assert found.verdict == "not, because it has no batch norm (it has no norm at all)"
 
 
+def test_one_class_is_no_choice() -> None:
+    net = models.load("cifar_resnet8", pretrained=False, num_classes=1, input_size=(3, 32, 32))
+    found = inspect(net)
+    assert found.verdict == (
+        "not, because it has one class, and a softmax over one is 1 whatever the image"
+    )
+    assert isinstance(found.error, ModelError)
+
+
 def test_a_size_the_network_cannot_take_is_a_model_error() -> None:
     net = trained(nn.Sequential(nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4)))
     with pytest.raises(ModelError, match=r"does not run at input 3x2x2.*--input-size"):

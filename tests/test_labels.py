@@ -49,6 +49,19 @@ def test_parse_classes_refuses(text: str, message: str) -> None:
         parse_classes(text, num_classes=3, class_names=NAMES)
 
 
+@pytest.mark.parametrize("text", ["1-2", "0", "1,0", "4"])
+def test_numbers_that_could_be_names_are_refused(text: str) -> None:
+    """Of classes 1, 2, 3, the first of which has number 0."""
+    with pytest.raises(ConfigError, match="class 0 has the name '1'; give names one by one"):
+        parse_classes(text, num_classes=3, class_names=("1", "2", "3"))
+
+
+def test_names_that_are_numbers_are_names() -> None:
+    assert parse_classes("3,1", num_classes=3, class_names=("1", "2", "3")) == [2, 0]
+    assert parse_classes("0-2", num_classes=3, class_names=("0", "1", "2")) == [0, 1, 2]
+    assert parse_classes("0-1", num_classes=3, class_names=("01", "7a", "x")) == [0, 1]
+
+
 def test_a_name_of_two_classes_is_refused() -> None:
     """ImageNet has two cranes."""
     with pytest.raises(ConfigError, match="'crane' is the name of 0 and 2; give the number"):

@@ -104,7 +104,7 @@ def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) 
     how = data.Preprocessing.of(classifier.card)
     images = data.open_images(config.data, preprocessing=how, on_event=on_event)
     images = images.wanted_by(classifier.card, **{k: v for k, v in given.items() if v is not None})
-    images = images.labelled_by(classifier.card)
+    images = images.labelled_by(classifier.card, on_event=on_event)
     on_event(Note(f"{images.source}; {runtime.describe()}"))
     with runtime.active():
         found = evaluation.evaluate(

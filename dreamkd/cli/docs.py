@@ -42,7 +42,7 @@ RESULTS: dict[str, dict[str, str]] = {
     "distill": {
         "out": "the run folder",
         "student": "the checkpoint",
-        "teacher_top1": "percent on `--eval-data`; null without, like the next five",
+        "teacher_top1": "percent on `--eval-data`; null if never given, like the next five",
         "student_top1": "of the last step, which is the result",
         "noise_top1": "of the same student, trained on noise",
         "agreement": "percent on which student and teacher say the same",

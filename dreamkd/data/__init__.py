@@ -21,7 +21,7 @@ from dreamkd.data.libraries import open_sklearn, open_torchvision
 from dreamkd.data.pictures import FORMS, Pictures
 from dreamkd.data.preprocessing import Preprocessing, preprocess
 from dreamkd.errors import DataError, nearest
-from dreamkd.events import OnEvent, Progress, ignore
+from dreamkd.events import Hint, OnEvent, Progress, ignore
 from dreamkd.samples import joined
 
 if TYPE_CHECKING:
@@ -73,16 +73,24 @@ class ImageSet:
             how = replace(how, crop_pct=1.0)
         return replace(self, preprocessing=replace(how, **given))
 
-    def labelled_by(self, card: Card) -> ImageSet:
+    def labelled_by(self, card: Card, *, on_event: OnEvent = ignore) -> ImageSet:
         """The same, labelled by the names of classes where the network's are the same words.
 
         Case, spaces, `_` and `-` make no other word where the network has no two that differ so.
-        Their order may then be another, and the pictures may be of some of the classes alone.
+        Their order may then be another, and the pictures may be of some of the classes alone. Where
+        no name is the network's they go by their order, which is said.
 
         Raises: DataError: some of the data's names are the network's, and others are not.
         """
         numbers = _numbers(self.pictures, card)
-        return replace(self, names=card.class_names, numbers=numbers) if numbers else self
+        if numbers:
+            return replace(self, names=card.class_names, numbers=numbers)
+        theirs = self.class_names
+        if theirs and len(theirs) == len(card.class_names):
+            pairs = zip(theirs[:2], card.class_names, strict=False)
+            such = ", ".join(f"{name!r} is {known!r}" for name, known in pairs)
+            on_event(Hint(f"{self.source}: no name is the network's; by their order {such}, …"))
+        return self
 
     def __len__(self) -> int:
         return len(self.pictures)

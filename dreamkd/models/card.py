@@ -16,6 +16,9 @@ from dreamkd import checkpoint
 from dreamkd.config import INTERPOLATIONS
 from dreamkd.errors import ModelError, nearest
 
+#: Why a network without `Card.has_choice` can be neither inverted nor learned from.
+ONE_CLASS = "it has one class, and a softmax over one is 1 whatever the image"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -62,6 +65,11 @@ class Card:
     def takes_pictures(self) -> bool:
         """Whether its images are grey or RGB, which is what picture files hold."""
         return self.input_size[0] in (1, 3)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether it has two classes or more; if not, see `ONE_CLASS`."""
+        return self.num_classes > 1
 
     def facts(self) -> dict[str, Any]:
         """All but where it came from, which differs from machine to machine."""

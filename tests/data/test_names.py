@@ -8,6 +8,7 @@ from PIL import Image
 from dreamkd.data import ImageSet, Preprocessing
 from dreamkd.data.pictures import Pictures
 from dreamkd.errors import DataError
+from dreamkd.events import Hint, ignore
 from dreamkd.models import Card
 
 GREY = Preprocessing(input_size=(1, 4, 4))
@@ -26,7 +27,7 @@ class Blank(Pictures):
         return Image.new("L", (4, 4)), index
 
 
-def labelled(folders, network) -> ImageSet:
+def labelled(folders, network, on_event=ignore) -> ImageSet:
     card = Card(
         source="by hand",
         weights="none",
@@ -41,7 +42,22 @@ def labelled(folders, network) -> ImageSet:
         pretrained=False,
         class_names=tuple(network),
     )
-    return ImageSet(Blank(folders), GREY).labelled_by(card)
+    return ImageSet(Blank(folders), GREY).labelled_by(card, on_event=on_event)
+
+
+def told(folders, network) -> list[str]:
+    """What is said of how classes are numbered."""
+    heard = []
+    labelled(folders, network, on_event=heard.append)
+    return [event.text for event in heard if isinstance(event, Hint)]
+
+
+def test_an_order_that_no_name_confirms_is_told() -> None:
+    (line,) = told(["chat", "chien", "zèbre"], ["cat", "dog", "zebra"])
+    order = "'chat' is 'cat', 'chien' is 'dog', …"
+    assert line == f"blank: no name is the network's; by their order {order}"
+    assert told(["cat", "dog"], ["dog", "cat"]) == []
+    assert told(["chat"], ["cat", "dog"]) == []  # refused afterwards
 
 
 def numbers(folders, network) -> list[int]:
