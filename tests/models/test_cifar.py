@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -60,3 +65,11 @@ def test_option_a_shortcut_subsamples_and_pads_with_zeros() -> None:
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
     assert not out[:, :8].any()
     assert not out[:, 24:].any()
+
+
+def test_timm_knows_the_networks_by_what_the_readme_imports() -> None:
+    """In a process of its own, where nothing else has imported it."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (module,) = re.findall(r"`import\s+(dreamkd[\w.]*)`\s+makes\s+timm\s+know", text)
+    code = f"import {module}, timm; timm.create_model('cifar_resnet8', num_classes=2)"
+    subprocess.run([sys.executable, "-c", code], check=True)
