@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from dreamkd import events
@@ -19,6 +21,9 @@ from dreamkd.events import Event, Finished, Hint, Note, OnEvent
 
 #: A plain line of progress is written at most this often, in seconds.
 INTERVAL = 10.0
+
+#: Columns of a bar: where there is room, and the fewest that still show how far it is.
+_BAR, _SHORTEST_BAR = 24, 4
 
 
 @contextmanager
@@ -105,7 +110,7 @@ class Bars:
             "completed": event.done,
             "total": event.total,
             "unit": event.unit,
-            "terms": "  ".join(_terms(event.terms)),
+            "terms": _terms(event.terms),
             "left": event.left,
         }
         if event.phase in self._tasks:
@@ -121,14 +126,34 @@ class Bars:
             self.bars.remove_task(self._tasks.pop(phase))
 
 
-class _Left(TimeRemainingColumn):
-    """The time that is left in all, where it was told; else of the phase, as rich estimates it."""
+class _Rows(Progress):
+    """One line a phase: its name, a bar, the count, the time left, and terms.
 
-    def render(self, task: Task) -> Text:
-        left = task.fields["left"]
-        if left is None:
-            return super().render(task)
-        return Text(f"{duration(left)} left in all", style="progress.remaining")
+    Where there is little room terms give way, the last first, then the bar, then the name's end.
+    """
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """The lines, as wide as the terminal is now: rich asks at every refresh."""
+        tasks = list(tasks)
+        if not tasks:
+            return Table.grid()
+        cells = [(Text(task.description), _count(task), _left(task)) for task in tasks]
+        name, count, left = (
+            max(cell.cell_len for cell in column) for column in zip(*cells, strict=True)
+        )
+        room = self.console.width - count - left - 3  # a space before each but the name
+        name = max(1, min(name, room))
+        bar = min(_BAR, room - name - 1)
+        bars = [bar] if bar >= _SHORTEST_BAR else []
+        table = Table.grid(padding=(0, 1))
+        for width in (name, *bars, count, left, None):
+            table.add_column(width=width, no_wrap=True)
+        room -= name + sum(width + 1 for width in bars)
+        for task, (first, *others) in zip(tasks, cells, strict=True):
+            drawn = [BarColumn(bar_width=width)(task) for width in bars]
+            terms = Text(_fitting(task.fields["terms"], room), style="dim")
+            table.add_row(first, *drawn, *others, terms)
+        return table
 
 
 def duration(seconds: float) -> str:
@@ -148,16 +173,33 @@ def duration(seconds: float) -> str:
 def _new_bars() -> Progress:
     # rich writes when told to, from a thread of its own, and at the end: whichever may fail.
     stream = cast("IO[str]", Heedless(sys.stderr))
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
-        _Left(),
-        TextColumn("{task.fields[terms]}", style="dim", markup=False),
+    return _Rows(
         console=Console(file=stream, highlight=False, emoji=False),
         transient=True,
         refresh_per_second=4,  # the cores have other work
     )
+
+
+def _count(task: Task) -> Text:
+    total = f"{task.total:.0f}"  # the count is as wide, so that nothing moves while it grows
+    return Text(f"{task.completed:>{len(total)}.0f}/{total} {task.fields['unit']}")
+
+
+def _left(task: Task) -> Text:
+    """The time that is left in all, where it was told; else of the phase, as rich estimates it."""
+    left = task.fields["left"]
+    if left is None:
+        return TimeRemainingColumn().render(task)
+    return Text(f"{duration(left)} left in all", style="progress.remaining")
+
+
+def _fitting(terms: Sequence[str], width: int) -> str:
+    """As many whole `terms` as fit into `width` columns, and a sign where some do not."""
+    for number in range(len(terms), 0, -1):
+        line = "  ".join(terms[:number]) + (" …" if number < len(terms) else "")
+        if cell_len(line) <= width:
+            return line
+    return ""
 
 
 def _text(event: Note | Hint | Finished) -> str:

@@ -3,13 +3,15 @@
 import math
 import os
 import pty
+import re
 import sys
 from collections.abc import Iterator
 from typing import TextIO
 
 import pytest
+from rich.console import Console
 
-from dreamkd.cli.display import Bars, Lines, display, duration
+from dreamkd.cli.display import Bars, Lines, _new_bars, display, duration
 from dreamkd.events import Finished, Hint, Note, Progress, ignore
 
 
@@ -159,6 +161,66 @@ def test_bars_on_a_terminal(terminal: tuple[int, TextIO], monkeypatch: pytest.Mo
     assert "ce 0.125" in text
     assert "\x1b[33m" in text  # hints are yellow
     assert text.rstrip().endswith("images [1]: done in 2.0 s")
+
+
+def lines_at(width: int, monkeypatch: pytest.MonkeyPatch, *seen: Progress) -> list[str]:
+    """What a terminal of so many columns shows of phases that are under way."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    bars = Bars(_new_bars())
+    for event in seen:
+        bars(event)
+    console = Console(width=width, force_terminal=True, no_color=True)
+    with console.capture() as captured:
+        console.print(bars.bars.get_renderable())
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", captured.get())
+    return [line.rstrip() for line in plain.splitlines()]
+
+
+TERMS = {"ce": 1.27, "tv_l2": 0.1646, "competition": 0.9961, "r_feature": 0.6612}
+
+
+@pytest.mark.parametrize(
+    ("width", "bar", "terms"),
+    [
+        (160, 24, " ce 1.27  tv_l2 0.1646  competition 0.9961  r_feature 0.6612"),
+        (120, 24, " ce 1.27  tv_l2 0.1646  competition 0.9961 …"),
+        (80, 24, " ce 1.27 …"),  # 8 + 24 + 11 + 22 and four spaces leave 11
+        (70, 24, ""),
+        (60, 15, ""),
+        (49, 4, ""),
+    ],
+)
+def test_terms_give_way_before_the_bar(
+    width: int, bar: int, terms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = lines_at(width, monkeypatch, Progress("images 3", 40, 40, "steps", TERMS, 200.0))
+    assert line == f"images 3 {'━' * bar} 40/40 steps 3 min 20 s left in all{terms}"
+
+
+def test_a_name_gives_way_to_count_and_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "the border of the views of a model whose name is long"
+    (line,) = lines_at(60, monkeypatch, Progress(name, 25, 40, "steps", TERMS, 7.9))
+    assert line == "the border of the views of a… 25/40 steps 7.9 s left in all"
+    (line,) = lines_at(90, monkeypatch, Progress(name, 40, 40, "steps", TERMS, 7.9))
+    assert line.startswith(f"{name} ━━")
+    assert line.endswith("━ 40/40 steps 7.9 s left in all")
+
+
+def test_phases_side_by_side_are_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Progress("student", 300, 6000, "steps", {"kd": 1.25}, 7.9)
+    lines = lines_at(90, monkeypatch, student, Progress("images 3", 9, 40, "steps", TERMS))
+    # 8 for names, 24 for bars, 15 for counts, 17 for times, and a space after each
+    assert [line.index(" steps ") for line in lines] == [43, 39]
+    assert [lines[0].index("kd 1"), lines[1].index("ce 1")] == [68, 68]
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 20, 40])
+def test_of_few_columns_a_phase_still_takes_one_line(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way = Progress("images 3", 9, 40, "steps", TERMS, 7.0)
+    assert len(lines_at(width, monkeypatch, under_way)) == len(lines_at(width, monkeypatch)) == 1
 
 
 def test_no_color_is_honoured(
