@@ -7,9 +7,11 @@ when the first of them is asked for: the command line answers before torch is th
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as of typing, which takes a while itself
 if TYPE_CHECKING:
+    from typing import Any
+
     from dreamkd.api import Classifier, distill, invert, load, read
 
 __all__ = ["Classifier", "distill", "invert", "load", "read"]

@@ -1,18 +1,18 @@
 """The command line: arguments in, one workflow, a result on stdout, an exit code.
 
 This file is what happens around a command: errors become one line and a code, signals become a
-request to stop. Nothing here imports torch, so that `dreamkd --help` is instant.
+request to stop. Nothing here imports torch, so that `dreamkd --help` is instant, and nothing at all
+is imported before Ctrl-C is caught.
 """
 
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 
-from dreamkd.cli.signals import StopRequest
-from dreamkd.cli.streams import one_line, prepare_streams, say
-from dreamkd.errors import DreamkdError, RunError, Stopped
+TYPE_CHECKING = False  # as of typing, which takes a while itself
+if TYPE_CHECKING:
+    from dreamkd.cli.signals import StopRequest
 
 __all__ = ["main"]
 
@@ -21,32 +21,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments without the program's name; `sys.argv[1:]` if None.
+        argv: the arguments without the program's name. None: those of this process, which is
+            taken to end with the command, so that Ctrl-C does nothing any more after it.
     Returns: the exit code, one of `dreamkd.errors.EXIT_CODES`.
     """
-    prepare_streams()
-    stop = StopRequest()
+    stop = None
     try:
-        with stop.listening():
+        from dreamkd.cli.signals import StopRequest
+
+        stop = StopRequest()
+        with stop.listening(to_the_end=argv is None):
             return _run(sys.argv[1:] if argv is None else argv, stop)
+    except KeyboardInterrupt:
+        code = (stop and stop.exit_code) or 130
+        return _end("terminated" if code == 143 else "interrupted", code)
+
+
+def _run(argv: Sequence[str], stop: StopRequest) -> int:
+    # Imported where a signal is heard: typer and rich take a while, and torch more.
+    from dreamkd.cli.streams import prepare_streams, say
+    from dreamkd.errors import DreamkdError, RunError, Stopped
+
+    prepare_streams()
+    try:
+        return _answer(argv, stop)
     except Stopped as stopped:
         return _end(f"stopped: {stopped}", stop.exit_code or stopped.exit_code)
     except DreamkdError as error:
         return _end(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        code = stop.exit_code or 130
-        return _end("terminated" if code == 143 else "interrupted", code)
     except MemoryError:
         what = "memory ran out; free some, or make the batches smaller"
         return _end(f"error: {what}", RunError.exit_code)
     except Exception:
+        import traceback
+
         # Ours to mend: the whole traceback, for the report.
         say(traceback.format_exc().rstrip("\n"))
         return 1
 
 
-def _run(argv: Sequence[str], stop: StopRequest) -> int:
-    # Here, where a signal is heard: typer and rich take a while, and torch more.
+def _answer(argv: Sequence[str], stop: StopRequest) -> int:
     from dreamkd.cli.options import parse
 
     request = parse(argv)
@@ -59,5 +73,7 @@ def _run(argv: Sequence[str], stop: StopRequest) -> int:
 
 
 def _end(line: str, code: int) -> int:
+    from dreamkd.cli.streams import one_line, say
+
     say(one_line(f"dreamkd: {line}"))
     return code

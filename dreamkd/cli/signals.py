@@ -12,6 +12,9 @@ from types import FrameType
 
 _ASKED = b"\ndreamkd: stopping as soon as the state is saved; once more stops at once\n"
 
+#: What a process whose work is over makes of signals: its exit code stays, Ctrl-C or not.
+_AFTERWARDS = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+
 
 class StopRequest:
     """The callable `should_stop` that a workflow polls, set by the first SIGINT or SIGTERM.
@@ -37,8 +40,11 @@ class StopRequest:
         return None if self._signal is None else 128 + self._signal
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Receive signals while the block lasts; a signal that is ignored (nohup) stays ignored."""
+    def listening(self, *, to_the_end: bool = False) -> Iterator[None]:
+        """Receive signals while the block lasts; a signal that is ignored (nohup) stays ignored.
+
+        Args: to_the_end: nothing comes after the block but the end of the process.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
@@ -50,7 +56,10 @@ class StopRequest:
             yield
         finally:
             for number, was in heard.items():
-                signal.signal(number, was)
+                if not to_the_end:
+                    signal.signal(number, was)
+                elif signal.getsignal(number) == self._receive:  # no second signal has come
+                    signal.signal(number, _AFTERWARDS[number])
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame

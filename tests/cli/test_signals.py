@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -132,3 +134,49 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def process(code: str) -> subprocess.Popen[str]:
+    """A process that runs `main()` as the script `dreamkd inspect m` does, after `code`."""
+    program = (
+        "import os, signal, sys; from dreamkd.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.argv = ['dreamkd', 'inspect', 'm']\n"
+        f"{code}\n"
+        "sys.exit(main())"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -15)])
+def test_after_its_result_ctrl_c_changes_nothing_in_a_process(number: int, code: int) -> None:
+    done = process(
+        "import atexit; from dreamkd.cli import commands\n"
+        "commands.RUN['inspect'] = lambda *_, **__: commands.Answer({}, ('done',))\n"
+        f"atexit.register(lambda: [os.kill(os.getpid(), {number}) for _ in range(2)])"
+    )
+    assert (*done.communicate(timeout=60), done.returncode) == ("done\n", "", code)
+
+
+def test_a_third_ctrl_c_needs_no_cooperation_of_a_process_that_ends() -> None:
+    done = process(
+        "import atexit; from dreamkd.cli import commands\n"
+        "commands.RUN['inspect'] = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    )
+    _, error = done.communicate(timeout=60)
+    assert (error, done.returncode) == ("dreamkd: interrupted\n", -signal.SIGINT)
+
+
+@pytest.mark.parametrize("module", ["dreamkd.cli.signals", "dreamkd.cli.streams", "typer", "rich"])
+def test_an_interrupted_import_is_one_line(module: str) -> None:
+    done = process(
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            sys.meta_path.remove(self); os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())"
+    )
+    assert (*done.communicate(timeout=60), done.returncode) == ("", "dreamkd: interrupted\n", 130)
