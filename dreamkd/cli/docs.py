@@ -56,7 +56,8 @@ RESULTS: dict[str, dict[str, str]] = {
         "synthesis_seconds": "of all batches that were made, over all processes",
         "student_seconds": "of the steps that made the student, those that a kill lost once; "
         "without the noise baseline's",
-        "seconds": "of both",
+        "seconds": "of both, the work; what else the command took (loading, measuring, the noise "
+        "baseline) is not in it",
         "curve": "the student as it learned: `step`, `images`, `top1`, `seconds`",
     },
     "eval": {

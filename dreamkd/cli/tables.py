@@ -190,7 +190,7 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in result.items():
         words = key.split("_")
         write: Callable[[Any], str] = _UNITS.get(words[-1], _value)
-        name = " ".join(words[:-1] if words[-1] == "seconds" else words) or "time"
+        name = " ".join(words[:-1] if words[-1] == "seconds" else words) or "work"
         name = name.replace("top1", "top-1")
         # What lies inside has names as the user knows them, such as a network's.
         parts = value if isinstance(value, Mapping) else {"": value}

@@ -172,7 +172,7 @@ def test_facts_have_units() -> None:
     assert tables.text(tables.facts(result)).splitlines() == [
         "teacher top-1   20.00 %",
         "verifiers: a_b  7.00 %",
-        "time            1 min 01 s",
+        "work            1 min 01 s",
         "kd              0.0 s",
     ]
 
@@ -213,7 +213,7 @@ def test_the_table_of_a_distillation_sets_student_beside_teacher_and_noise() -> 
         ["student net", "noise, as many images and steps", "50.00"],
     ]
     assert "data free     yes" in lines
-    assert lines[-1].split() == ["time", "3.0", "s"]
+    assert lines[-1].split() == ["work", "3.0", "s"]
     measured = ("teacher_top1", "student_top1", "noise_top1", "agreement", "best_step")
     silent = replace(found, **dict.fromkeys(measured))
     said = tables.text(*tables.distillation(silent, config))
