@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dreamkd.config import INTERPOLATIONS
-from dreamkd.errors import ConfigError, DataError, nearest
+from dreamkd.errors import ConfigError, DataError, nearest, said
 
 if TYPE_CHECKING:
     from dreamkd.models import Card
@@ -84,17 +84,21 @@ def open_picture(data: bytes, *, name: str) -> Image.Image:
     """Decode a picture file completely.
 
     Raises:
-        DataError: damaged, none of `PICTURE_FORMATS`, or larger than `MAX_PIXELS`; the
+        DataError: empty, damaged, none of `PICTURE_FORMATS`, or larger than `MAX_PIXELS`; the
             message begins with `name`.
     """
+    if not data:
+        raise DataError(f"{name} is empty")
+    unreadable = f"{name} is not a readable {', '.join(PICTURE_FORMATS)}"
     try:
         picture = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
         pixels = picture.width * picture.height
         if pixels <= MAX_PIXELS:
             picture.load()
+    except UnidentifiedImageError as error:  # it tells nothing but an address in memory
+        raise DataError(unreadable) from error
     except Exception as error:  # Pillow raises a dozen types, and a Warning on bombs
-        kinds = ", ".join(PICTURE_FORMATS)
-        raise DataError(f"{name} is not a readable {kinds} ({error})") from error
+        raise DataError(f"{unreadable} ({said(error)})") from error
     if pixels > MAX_PIXELS:
         raise DataError(f"{name} has {pixels} pixels; at most {MAX_PIXELS} are read")
     return picture

@@ -311,6 +311,19 @@ def test_damaged_pictures_are_named(tmp_path):
             images[index]
 
 
+def test_what_is_no_picture_is_named_without_an_address_in_memory(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "empty.png").touch()
+    (tmp_path / "a" / "text.png").write_text("no picture")
+    images = open_images(str(tmp_path), preprocessing=GREY)
+    for index, line in enumerate(
+        ("empty.png is empty", "text.png is not a readable JPEG, PNG, WEBP, BMP, PPM, TIFF")
+    ):
+        with pytest.raises(DataError) as refusal:
+            images[index]
+        assert str(refusal.value) == f"{tmp_path}/a/{line}"
+
+
 def test_a_file_that_shrinks_later_is_noticed(tmp_path):
     path = tar_of(tmp_path / "d.tar", {"a/x.png": constant(1)})
     images = open_images(str(path), preprocessing=GREY)
