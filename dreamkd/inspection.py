@@ -54,6 +54,7 @@ class Comparison:
     """Given images beside the stored statistics: R_feature (Eq. 4) of batches drawn from them."""
 
     source: str
+    images: int  # that there are; those that fill no batch, or an eleventh, are left out
     batches: int
     batch_size: int
     r_feature: float  # mean over the batches
@@ -183,6 +184,7 @@ def compare(
         layers[call.layer.name] = layers.get(call.layer.name, 0.0) + share
     return Comparison(
         source=images.source,
+        images=len(images),
         batches=len(drawn),
         batch_size=size,
         r_feature=statistics.mean(totals),

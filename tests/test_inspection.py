@@ -240,7 +240,7 @@ def test_images_are_compared_with_what_is_stored(digits: Classifier) -> None:
     found = inspect(digits, images, batch_size=250)
     compared = found.compared
     assert compared is not None
-    assert (compared.batches, compared.batch_size) == (2, 250)
+    assert (compared.images, compared.batches, compared.batch_size) == (600, 2, 250)
     assert [*compared.layers] == [layer.name for layer in found.layers]
     assert {x.name: x.distance for x in found.layers} == compared.layers
     assert sum(compared.layers.values()) == pytest.approx(compared.r_feature, rel=1e-5)

@@ -25,8 +25,8 @@ RESULTS: dict[str, dict[str, str]] = {
         "invertible": "true or false",
         "obstacle": "why not, in words; empty where it can be",
         "verdict": "both in one line",
-        "compared": "with `--data`: `source`, `batches`, `batch_size`, `r_feature`, its `spread`, "
-        "`r_feature_chance`, `layers`; else null",
+        "compared": "with `--data`: `source`, `images` that there are, `batches` drawn from them, "
+        "`batch_size`, `r_feature`, its `spread`, `r_feature_chance`, `layers`; else null",
     },
     "invert": {
         "out": "the run folder",

@@ -140,9 +140,11 @@ def _layers(found: Inspection) -> Table:
 def _level(found: Comparison) -> str:
     """R_feature of images, beside what chance explains."""
     spread = f" ± {found.spread:.3g}" if found.batches > 1 else ""
-    many = f"{found.batches} batches" if found.batches > 1 else "a batch"
+    drawn = found.batches * found.batch_size
+    images = f"{drawn:,}" if drawn == found.images else f"{drawn:,} of {found.images:,}"
+    how = f"{found.batches} batches of {found.batch_size}" if found.batches > 1 else "one batch"
     chance = f"{found.r_feature_chance:.3g} by chance"
-    return f"{found.r_feature:.4g}{spread} of {many} of {found.batch_size} images ({chance})"
+    return f"{found.r_feature:.4g}{spread} of {images} images, {how} ({chance})"
 
 
 def _note(layer: LayerReport, *, pretrained: bool) -> str:

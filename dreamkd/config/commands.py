@@ -48,7 +48,7 @@ class InspectConfig(ModelConfig, OutputConfig):
         "by layer; labels do not matter",
     )
     batch_size: int = option(
-        256, group=_DATA, minimum=2, help="images of --data whose statistics are taken together"
+        256, group=_DATA, minimum=2, help="images of --data in each of at most ten full batches"
     )
     save: str | None = option(
         None,

@@ -39,6 +39,7 @@ CARD = Card(
 
 COMPARISON = Comparison(
     source="pictures",
+    images=2750,
     batches=9,
     batch_size=300,
     r_feature=12.34567,
@@ -112,7 +113,7 @@ def test_an_inspection() -> None:
         ["mean", "0.1, 0.2, 0.3"],
         ["std", "0.4, 0.5, 0.6"],
         ["other norms", "4 LayerNorm, 6 GroupNorm"],
-        ["R_feature", "12.35 ± 0.988 of 9 batches of 300 images (5.68 by chance)"],
+        ["R_feature", "12.35 ± 0.988 of 2,700 of 2,750 images, 9 batches of 300 (5.68 by chance)"],
         ["verdict", "invertible: 2 batch-norm layers"],
     ]
 
@@ -132,7 +133,7 @@ def test_what_is_not_there_is_not_shown() -> None:
         ["bn2", "BatchNorm2d", "32", "-", "2.25", "never runs"],
     ]
     assert ["weights", "file a.pt, made without real images"] in shown
-    assert ["R_feature", "12.35 of a batch of 300 images (5.68 by chance)"] in shown
+    assert ["R_feature", "12.35 of 300 of 2,750 images, one batch (5.68 by chance)"] in shown
     assert "other norms" not in [row[0] for row in shown]
     rest = replace(found, layers=(replace(FIRST, dead_channels=0),), compared=None)
     shown = rows(*tables.inspection(rest))

@@ -66,10 +66,27 @@ def test_inspect_compares_images_with_what_is_stored(capsys: pytest.CaptureFixtu
     shares = [float(line.split()[-1]) for line in lines[2:15]]
     (level,) = (line for line in lines if line.startswith("R_feature"))
     found = re.fullmatch(
-        r"R_feature +([\d.]+) ± [\d.]+ of 2 batches of 300 images \(.*chance\)", level
+        r"R_feature +([\d.]+) ± [\d.]+ of 600 images, 2 batches of 300 \(.*chance\)", level
     )
     assert found
     assert sum(shares) == pytest.approx(float(found[1]), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("256", "512 of 600 images, 2 batches of 256"),
+        ("599", "599 of 600 images, one batch"),
+        ("600", "600 images, one batch"),
+        ("50", "500 of 600 images, 10 batches of 50"),
+    ],
+)
+def test_inspect_says_of_how_many_images_it_compares(
+    size: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["inspect", TEACHER, "--data", "sklearn:digits", "--batch-size", size]
+    assert main(argv) == 0
+    assert f" of {said} (" in capsys.readouterr().out
 
 
 def test_inspect_without_weights_shows_no_statistics(capsys: pytest.CaptureFixture[str]) -> None:
