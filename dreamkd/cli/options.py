@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.main import get_command
 
+from dreamkd.cli.completion import offers
 from dreamkd.cli.streams import writing_to_stdout
 from dreamkd.config import (
     BY_PRESET,
@@ -70,8 +72,8 @@ def parse(argv: Sequence[str]) -> Request | int:
 
 
 @cache
-def application() -> typer.Typer:
-    """The Typer application: one command per entry of `config.COMMANDS`."""
+def application() -> Callable[..., Any]:
+    """What Typer makes of one command per entry of `config.COMMANDS`."""
     app = typer.Typer(
         add_completion=True,
         rich_markup_mode="rich",
@@ -83,7 +85,11 @@ def application() -> typer.Typer:
         epilog = _PRESET_EPILOG if issubclass(config, ImageConfig) else None
         decorate = app.command(name, help=config.__doc__, epilog=epilog, add_help_option=False)
         decorate(_command(name, config))
-    return app
+    group = get_command(app)
+    for parameter in group.params:
+        if parameter.name in ("install_completion", "show_completion"):
+            parameter.metavar = ""  # Typer shows <bool> beside its own flags
+    return group
 
 
 def ordered(config: type) -> list[OptionField]:
@@ -161,13 +167,15 @@ def _parameter(field: OptionField) -> inspect.Parameter:
     notes = f" [dim]{escape('[' + ', '.join(details(field)) + ']')}[/dim]" if details(field) else ""
     text = escape(field.option.help) + notes
     if field.option.argument:
-        return _keyword(field.name, str, typer.Argument(metavar=field.flag, help=text))
+        argument = typer.Argument(metavar=field.flag, help=text, autocompletion=offers(field))
+        return _keyword(field.name, str, argument)
     info = typer.Option(
         flags(field),
         metavar=value_name(field),
         help=text,
         show_default=False,
         rich_help_panel=field.option.group,
+        autocompletion=offers(field),
     )
     return _keyword(field.name, kind, info)
 

@@ -170,13 +170,20 @@ def test_top_level_help_names_every_command(capsys: pytest.CaptureFixture[str]) 
         assert main(argv) == 0
         page = capsys.readouterr().out
         assert all(name in page for name in (*COMMANDS, "--version"))
+        assert "<bool>" not in page
 
 
 @pytest.mark.parametrize(
     ("words", "known"),
-    [("dreamkd inv", "invert"), ("dreamkd distill --first-ba", "--first-batches")],
+    [
+        ("dreamkd inv", "invert"),
+        ("dreamkd distill --first-ba", "--first-batches"),
+        ("dreamkd invert --preset ", "fast released paper"),
+        ("dreamkd eval digits", "digits_resnet14"),
+        ("dreamkd distill --student cifar_resnet1", "cifar_resnet14 cifar_resnet18"),
+    ],
 )
-def test_a_shell_completes_commands_and_options(words: str, known: str) -> None:
+def test_a_shell_completes_commands_options_and_values(words: str, known: str) -> None:
     environment = {"_DREAMKD_COMPLETE": "complete_bash", "COMP_WORDS": words}
     environment["COMP_CWORD"] = str(words.count(" "))
     code = "from dreamkd.cli import main; main([])"
@@ -186,7 +193,7 @@ def test_a_shell_completes_commands_and_options(words: str, known: str) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == [known]
+    assert done.stdout.split() == known.split()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
