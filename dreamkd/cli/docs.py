@@ -174,7 +174,8 @@ flags, with dashes or underscores. An unknown name, like an unknown option, is r
 the nearest known one, before anything is created. An option that takes several values (`X,...`)
 takes them separated by commas, and may be repeated; of any other that is repeated the last counts.
 
-**Streams.** stdout carries the result only: a table, or with `--json` exactly one JSON document
+**Streams.** stdout carries the result only: a table (on a narrow terminal `inspect` leaves out what
+tells least, the kind and input of its layers), or with `--json` exactly one JSON document
 (NaN and infinity become `null`). Choices that were made, progress, hints and errors go to stderr;
 `--quiet` leaves only the errors. Progress is a live bar on a terminal and otherwise one plain line
 every 10 seconds at most; `NO_COLOR` is honoured. The time left is the phase's or, where it says

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -117,24 +119,51 @@ def distillation(found: Distillation, config: DistillConfig) -> tuple[Renderable
     return table, summary
 
 
-def _layers(found: Inspection) -> Table:
-    measured, compared = any(layer.running_mean for layer in found.layers), found.compared
-    notes = [_note(layer, pretrained=found.card.pretrained) for layer in found.layers]
-    table = _table("layer", "kind", "channels>", "input>")
-    for wanted, title in (
-        (measured, "mean"),
-        (measured, "variance"),
-        (compared, "distance"),
-        (any(notes), "note"),
-    ):
-        if wanted:
-            table.add_column(title, overflow="fold")
-    for layer, note in zip(found.layers, notes, strict=True):
-        cells = [layer.name, layer.kind, str(layer.channels), _size(layer.resolution)]
-        cells += [_range(layer.running_mean), _range(layer.running_var)] if measured else []
-        cells += [_value(layer.distance)] if compared else []
-        table.add_row(*map(_cell, [*cells, note] if any(notes) else cells))
-    return table
+def _layers(found: Inspection) -> _Layers:
+    layers = found.layers
+    measured, compared = any(layer.running_mean for layer in layers), found.compared
+    notes = [_note(layer, pretrained=found.card.pretrained) for layer in layers]
+    columns = {
+        "layer": [layer.name for layer in layers],
+        "kind": [layer.kind for layer in layers],
+        "channels>": [str(layer.channels) for layer in layers],
+        "input>": [_size(layer.resolution) for layer in layers],
+    }
+    if measured:
+        columns["mean-"] = [_range(layer.running_mean) for layer in layers]
+        columns["variance-"] = [_range(layer.running_var) for layer in layers]
+    if compared:
+        columns["distance-"] = [_value(layer.distance) for layer in layers]
+    if any(notes):
+        columns["note"] = notes
+    return _Layers(columns)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """A row per layer; where they do not fit, closer, and then without what tells least."""
+
+    columns: Mapping[str, Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        del console
+        for padding, dropped in ((1, ()), (0, ()), (0, ("kind",)), (0, ("kind", "input>"))):
+            columns = {k: cells for k, cells in self.columns.items() if k not in dropped}
+            if self._width(columns, padding) <= options.max_width:
+                break
+        table = _table(*columns, padding=padding)
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*map(_cell, cells))
+        yield table
+
+    @staticmethod
+    def _width(columns: Mapping[str, Sequence[str]], padding: int) -> int:
+        """What a table takes that breaks nothing but notes, and these between words."""
+        widest = 2 + (len(columns) - 1) * (2 * padding + 1)
+        for name, cells in columns.items():
+            whole = cells if name != "note" else " ".join(cells).split()
+            widest += max(cell_len(one_line(text)) for text in (name.rstrip(">-"), *whole))
+        return widest
 
 
 def _level(found: Comparison) -> str:
@@ -178,12 +207,18 @@ def _range(summary: Summary | None) -> str:
     return "-" if summary is None else f"{summary.min:.2g} .. {summary.max:.2g}"
 
 
-def _table(*columns: str) -> Table:
-    """An empty table; a column whose name ends in `>` holds numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+def _table(*columns: str, padding: int = 1) -> Table:
+    """An empty table; a column whose name ends in `>` or `-` holds numbers, which never break.
+
+    Those of `-` stand at the left.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, padding), pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(
-            column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
+            column.rstrip(">-"),
+            justify="right" if column.endswith(">") else "left",
+            overflow="fold",
+            no_wrap=column[-1] in ">-",
         )
     return table
 

@@ -4,11 +4,12 @@ import json
 import re
 import sys
 from dataclasses import replace
-from io import BytesIO, TextIOWrapper
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from dreamkd import inspection, models
@@ -87,6 +88,39 @@ def test_inspect_says_of_how_many_images_it_compares(
     argv = ["inspect", TEACHER, "--data", "sklearn:digits", "--batch-size", size]
     assert main(argv) == 0
     assert f" of {said} (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "row"),
+    [
+        # 12 + 11 + 8 + 5 + 15 + 11 for the cells; a space and two between, and one at either side
+        (79, "layer kind channels input mean variance", "BatchNorm2d         16   16x16   -0.055"),
+        (78, "layer kind channels input mean variance", "BatchNorm2d       16 16x16 -0.055"),
+        (69, "layer kind channels input mean variance", "BatchNorm2d       16 16x16 -0.055"),
+        (60, "layer channels input mean variance", "bn1                16 16x16 -0.055"),
+        (52, "layer channels mean variance", "bn1                16 -0.055 .. 0.049 0.21 .. 1.5"),
+    ],
+)
+def test_what_tells_least_of_layers_gives_way_on_a_narrow_terminal(
+    width: int, heads: str, row: str, digits: Classifier
+) -> None:
+    page = StringIO()
+    layers, _ = tables.inspection(inspection.inspect(digits))
+    Console(file=page, width=width).print(layers)
+    lines = page.getvalue().splitlines()
+    assert lines[1].split() == heads.split()
+    assert row in lines[3]
+    assert len([line for line in lines if line.strip()]) == 2 + 13  # no layer takes two
+    assert max(map(len, lines)) <= width
+
+
+def test_what_is_long_of_layers_breaks_and_numbers_do_not(digits: Classifier) -> None:
+    found = inspection.inspect(digits)
+    odd = [replace(layer, name="stage." * 9, dead_channels=3) for layer in found.layers]
+    page = StringIO()
+    layers, _ = tables.inspection(replace(found, layers=tuple(odd)))
+    Console(file=page, width=60).print(layers)
+    assert "16 -0.055 .. 0.049 0.21 .. 1.5" in page.getvalue()
 
 
 def test_inspect_without_weights_shows_no_statistics(capsys: pytest.CaptureFixture[str]) -> None:
