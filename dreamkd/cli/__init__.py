@@ -63,7 +63,11 @@ def _run(argv: Sequence[str], stop: StopRequest) -> int:
 def _answer(argv: Sequence[str], stop: StopRequest) -> int:
     from dreamkd.cli.options import parse
 
-    request = parse(argv)
+    try:
+        request = parse(argv)
+    finally:
+        if stop.exit_code is not None:
+            raise KeyboardInterrupt  # of which Typer makes an exit code, whatever the signal
     if isinstance(request, int):
         return request
     from dreamkd.cli.commands import run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dreamkd.cli import commands, main
+from dreamkd.cli import commands, main, options
 from dreamkd.cli.signals import StopRequest
 from dreamkd.errors import Stopped
 
@@ -95,6 +95,19 @@ def test_without_a_listener_the_first_signal_stops_at_once(
     before = signal.getsignal(number)
     assert main(["inspect", "m"]) == code
     assert signal.getsignal(number) is before
+    assert capfd.readouterr().err == f"dreamkd: {word}\n"
+
+
+@SIGNALS
+def test_a_signal_while_arguments_are_read_is_one_line_too(
+    number: int,
+    code: int,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(options, "merge", lambda *_, **__: send(number))
+    assert main(["inspect", "m"]) == code
     assert capfd.readouterr().err == f"dreamkd: {word}\n"
 
 
