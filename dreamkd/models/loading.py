@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamkd import checkpoint
 from dreamkd.errors import ModelError
 from dreamkd.events import OnEvent, ignore
 from dreamkd.identity import is_path
 from dreamkd.models import recognition, zoo
-from dreamkd.models.building import Defaults
-from dreamkd.models.card import Card, Classifier, extents, from_metadata, parameters, to_metadata
+from dreamkd.models.card import Classifier, extents, from_metadata, to_metadata
+from dreamkd.models.expected import EXPECTED, card_of, channels_of, sized
 from dreamkd.models.wrapping import unwrapped
 from dreamkd.models.zoo import Architecture
 
@@ -121,7 +121,7 @@ def _from_library(
     defaults = architecture.defaults()
     if not defaults.num_classes:
         raise ModelError(_no_head(architecture))
-    input_size = _sized(given, defaults)
+    input_size = sized(given, defaults)
     if given.get("num_classes", defaults.num_classes) != defaults.num_classes:
         raise ModelError(_other(spec, "classes", defaults.num_classes, given["num_classes"]))
     if input_size[0] != defaults.input_size[0]:
@@ -132,7 +132,7 @@ def _from_library(
     if spec == architecture.name and architecture.library == "torchvision" and other.exists():
         source += f" (also in timm: write {other})"
     given = {**given, "input_size": input_size}
-    card = _card(architecture, module, defaults, given, weights=defaults.tag, source=source)
+    card = card_of(architecture, module, defaults, given, weights=defaults.tag, source=source)
     return Classifier(module, card)
 
 
@@ -143,13 +143,13 @@ def _random(
     num_classes = given.get("num_classes", defaults.num_classes)
     if not num_classes:
         raise ModelError(_no_head(architecture))
-    input_size = _sized(given, defaults)
+    input_size = sized(given, defaults)
     module = architecture.build(num_classes=num_classes, input_size=input_size, device=device)
     if num_classes != defaults.num_classes:
         defaults = replace(defaults, num_classes=num_classes, class_names=())
     source = f"{source}, random weights"
     given = {**given, "input_size": input_size}
-    card = _card(architecture, module, defaults, given, weights="random", source=source)
+    card = card_of(architecture, module, defaults, given, weights="random", source=source)
     return Classifier(module, card)
 
 
@@ -178,17 +178,17 @@ def _from_file(
         sides = (extents(known[-2:]) for known in (*fits, size))
         raise ModelError(_other(path, "pixels", *sides))
     # Without a fit, load_state names what is wrong with the counts that are stated, or usual.
-    usual = fields.get("num_classes", defaults.num_classes or 1000), _channels(size) or 3
+    usual = fields.get("num_classes", defaults.num_classes or 1000), channels_of(size) or 3
     num_classes, channels = next(iter(fits.values()), usual)
     for wanted in (given, stated) if fits else ():
         if wanted.get("num_classes", num_classes) != num_classes:
             raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))
-        if _channels(wanted.get("input_size", ())) not in (None, channels):
+        if channels_of(wanted.get("input_size", ())) not in (None, channels):
             raise ModelError(_other(path, "channels", channels, wanted["input_size"][0]))
-    assumed = [name.replace("_", " ") for name in _EXPECTED if name not in fields]
+    assumed = [name.replace("_", " ") for name in EXPECTED if name not in fields]
     if assumed:
         source += f"; {', '.join(assumed)} as usual for it, since the file does not say"
-    size = (channels, *_sized(fields, defaults)[1:])
+    size = (channels, *sized(fields, defaults)[1:])
     fields |= {"num_classes": num_classes, "input_size": size}
     if not pretrained:
         return _random(architecture, fields, source, device=device)
@@ -197,7 +197,7 @@ def _from_file(
     weights = "bundled" if bundled else f"file {path.name}"
     defaults = replace(defaults, class_names=())  # the architecture's classes are not the file's
     return Classifier(
-        module, _card(architecture, module, defaults, fields, weights=weights, source=source)
+        module, card_of(architecture, module, defaults, fields, weights=weights, source=source)
     )
 
 
@@ -233,56 +233,6 @@ def _identified(
     return architecture, f"as {'--arch' if arch else 'its metadata'} says{inside}", state
 
 
-def _card(
-    architecture: Architecture,
-    module: nn.Module,
-    defaults: Defaults,
-    fields: Mapping[str, Any],
-    *,
-    weights: str,
-    source: str,
-) -> Card:
-    """The library's defaults under the `fields` that a file or the caller states."""
-    channels = fields.get("input_size", defaults.input_size)[0]
-    values = {
-        "num_classes": defaults.num_classes,
-        "class_names": defaults.class_names,
-        "input_size": defaults.input_size,
-        "mean": _for_channels(defaults.mean, channels),
-        "std": _for_channels(defaults.std, channels),
-        "interpolation": defaults.interpolation,
-        "crop_pct": defaults.crop_pct,
-        **fields,
-    }
-    return Card(
-        architecture=str(architecture),
-        weights=weights,
-        source=source,
-        parameters=parameters(module),
-        pretrained=weights != "random",
-        **values,
-    )
-
-
-def _sized(fields: Mapping[str, Any], defaults: Defaults) -> tuple[int, int, int]:
-    """(C, H, W) of what is stated, perhaps without C, or else usual."""
-    stated = fields.get("input_size", defaults.input_size)
-    height, width = stated[-2:]
-    return _channels(stated) or defaults.input_size[0], height, width
-
-
-def _channels(input_size: tuple[int, ...]) -> int | None:
-    """C of (C, H, W); None of (H, W) and of nothing."""
-    return input_size[0] if len(input_size) == 3 else None
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Normalisation for another channel count: every channel gets the average."""
-    if len(values) == channels:
-        return values
-    return (sum(values) / len(values),) * channels
-
-
 def _other(where: object, what: str, weights: object, wanted: object) -> str:
     advice = "leave it out, or take weights that were trained for it"
     return f"{where}: the weights are for {weights} {what}, not {wanted}; {advice}"
@@ -293,7 +243,3 @@ def _no_head(architecture: Architecture) -> str:
         f"{architecture} is a feature extractor: its weights have no classes; pass a classifier, "
         "or --no-pretrained with --num-classes for the architecture alone"
     )
-
-
-#: What a network expects of images, which a file may leave unsaid.
-_EXPECTED = ("input_size", "mean", "std")
