@@ -24,12 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
+from dreamkd import containers
 from dreamkd.errors import ModelError, said
 from dreamkd.files import write_atomically
-
-#: Where a training checkpoint keeps its weights, in order of precedence. The moving average comes
-#: first: it is what its authors evaluate.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net")
 
 #: What DataParallel, torch's averaged models and torch.compile put before every name.
 PREFIXES = ("module.", "_orig_mod.")
@@ -47,7 +44,7 @@ class Checkpoint:
 
     state: dict[str, Tensor]
     metadata: dict[str, str]  # of safetensors; empty for torch files
-    container: str  # the entry that the weights came from, one of CONTAINERS; "" for the whole file
+    container: str  # the entry that the weights came from, of `containers`; "" for the whole file
     model_name: str = ""  # the architecture a training checkpoint names, in its authors' words
 
 
@@ -56,7 +53,7 @@ def read(path: str | Path, *, trust_pickle: bool = False) -> Checkpoint:
 
     Args:
         path: safetensors, or what `torch.save` wrote: a state dict, or one inside a training
-            checkpoint under one of `CONTAINERS`. `PREFIXES` are stripped from its names.
+            checkpoint under one of `containers.CONTAINERS`. `PREFIXES` are stripped from its names.
         trust_pickle: let the file run code while it is read; then it may also hold a module.
     Returns: a checkpoint whose tensors are dense, finite and no larger than the file.
 
@@ -201,36 +198,23 @@ def _refuse_inflation(path: Path, *, trust_pickle: bool) -> None:
 
 def _select(path: Path, content: Any) -> Checkpoint:
     """Find the weights in what torch.load returned."""
-    model_name = _model_name(content) if isinstance(content, Mapping) else ""
-    container = ""
-    if isinstance(content, Mapping):
-        held = (key for key in CONTAINERS if isinstance(content.get(key), Mapping | nn.Module))
-        container = next(held, "")
-        content = content[container] if container else content
+    model_name = containers.model_name(content) if isinstance(content, Mapping) else ""
+    container = containers.container(content) if isinstance(content, Mapping) else ""
+    content = content[container] if container else content
     if isinstance(content, nn.Module):  # only a trusted pickle can hold one
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise ModelError(
             f"{path} holds a {type(content).__name__}, not a state dict; pass a mapping of names "
-            f"to tensors, alone or under {', '.join(CONTAINERS)}"
+            f"to tensors, alone or under {', '.join(containers.CONTAINERS)}"
         )
     state = {key: value for key, value in content.items() if key != "n_averaged"}
     if state and not any(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(
             f"{path} holds no tensors: its entries are {_few(map(str, state))}; weights are looked "
-            f"for under {', '.join(CONTAINERS)}"
+            f"for under {', '.join(containers.CONTAINERS)}"
         )
     return Checkpoint(state, {}, container, model_name)
-
-
-def _model_name(content: Mapping[Any, Any]) -> str:
-    """The architecture in `arch` (timm, torch's ImageNet example) or in the `args` of training."""
-    arguments = content.get("args")
-    options = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    names = [content.get("arch")]
-    if isinstance(options, Mapping):
-        names += [options.get("model"), options.get("arch")]
-    return next((name for name in names if isinstance(name, str)), "")
 
 
 def _checked(path: Path, found: Checkpoint) -> Checkpoint:

@@ -70,6 +70,13 @@ CONTENTS = {
     "net": ({"net": weights(), "acc": 93.0}, "net", ""),
     "parallel net": ({"net": {f"module.{k}": v for k, v in weights().items()}}, "net", ""),
     "average alone": ({"state_dict": {}, "state_dict_ema": weights()}, "state_dict_ema", ""),
+    "average of yolo": ({"model": {"fc.bias": torch.ones(2)}, "ema": weights()}, "ema", ""),
+    "no average": ({"model": weights(), "ema": None}, "model", ""),
+    "average of another kind": (
+        {"model": weights(), "ema": {"decay": 0.9, "shadow_params": [torch.ones(2)]}},
+        "model",
+        "",
+    ),
     "state_dict": ({"state_dict": weights(), "args": {"arch": "vgg11"}}, "state_dict", "vgg11"),
     "compiled": ({f"_orig_mod.{k}": v for k, v in weights().items()}, "", ""),
     "both": ({f"module._orig_mod.{k}": v for k, v in weights().items()}, "", ""),

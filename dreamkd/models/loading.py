@@ -11,13 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from dreamkd import checkpoint
+from dreamkd.containers import is_average
 from dreamkd.errors import ModelError
 from dreamkd.events import OnEvent, ignore
 from dreamkd.identity import is_path
 from dreamkd.models import recognition, zoo
 from dreamkd.models.card import Classifier, extents, from_metadata, to_metadata
 from dreamkd.models.expected import EXPECTED, card_of, channels_of, sized
-from dreamkd.models.wrapping import unwrapped
+from dreamkd.models.wrapping import AVERAGE, unwrapped
 from dreamkd.models.zoo import Architecture
 
 
@@ -167,7 +168,8 @@ def _from_file(
     architecture, how, state = _identified(
         found, path, arch=arch, input_size=given.get("input_size") or stated.get("input_size")
     )
-    container = f" under {found.container!r}" if found.container else ""
+    average = AVERAGE if is_average(found.container) else ""
+    container = f" under {found.container!r}{average}" if found.container else ""
     bundled = path.parent == zoo.BUNDLED
     source = f"{path.stem if bundled else path}: {architecture}{container}, {how}"
     defaults = architecture.defaults()
@@ -222,15 +224,20 @@ def _identified(
     state: Mapping[str, Tensor] = recognition.essential(found.state)
     stated = arch or found.metadata.get("architecture")
     if stated is None:
-        state, inside = unwrapped(state, lambda entries: recognition.known(entries, input_size))
-        architecture, how = recognition.recognise(
-            state, where=str(path), hint=found.model_name, input_size=input_size
+        network = unwrapped(
+            state, lambda entries: recognition.known(entries, input_size), where=str(path)
         )
-        return architecture, how + inside, state
+        architecture, how = recognition.recognise(
+            network.state, where=str(path), hint=found.model_name, input_size=input_size
+        )
+        return architecture, how + network.said, network.state
     architecture = zoo.resolve(stated)
     sizes = [input_size, architecture.defaults().input_size]
-    state, inside = unwrapped(state, lambda entries: bool(_fits(architecture, entries, sizes)))
-    return architecture, f"as {'--arch' if arch else 'its metadata'} says{inside}", state
+    network = unwrapped(
+        state, lambda entries: bool(_fits(architecture, entries, sizes)), where=str(path)
+    )
+    how = f"as {'--arch' if arch else 'its metadata'} says{network.said}"
+    return architecture, how, network.state
 
 
 def _other(where: object, what: str, weights: object, wanted: object) -> str:

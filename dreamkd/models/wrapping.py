@@ -3,47 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dreamkd.checkpoint import without_prefixes
+from dreamkd.containers import is_average
+from dreamkd.errors import ModelError
 from dreamkd.models.recognition import essential
 
+Fits = Callable[[Mapping[str, Tensor]], bool]
 
-def unwrapped(
-    state: Mapping[str, Tensor], fits: Callable[[Mapping[str, Tensor]], bool]
-) -> tuple[Mapping[str, Tensor], str]:
-    """The weights of a network inside what holds it, and in words what was done to get there.
+
+#: What is said of weights that were taken for being an average.
+AVERAGE = " (the average of its weights)"
+
+#: Parts of at least so much of what holds them are looked into further.
+_SHARE = 1 / 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """Entries that are those of a network, and how they were found."""
+
+    state: Mapping[str, Tensor]
+    place: str = ""  # the names above it, "model.backbone"; empty for the file's own entries
+    head: str = ""  # in words, which layer was taken for its last
+
+    @property
+    def said(self) -> str:
+        """What was done to find it, for a person; empty if nothing was."""
+        average = AVERAGE if is_average(self.place) else ""
+        return (f", below {self.place!r}{average}" if self.place else "") + self.head
+
+
+def unwrapped(state: Mapping[str, Tensor], fits: Fits, *, where: str) -> Network:
+    """The network inside what holds it.
 
     A training framework's module holds its network under a name (`model.conv1.weight`), beside a
-    loss or a normalisation; and a head replaced by a sequence of one linear layer and what has no
-    weights, such as dropout, numbers it (`fc.1.weight`).
+    loss, a normalisation or an average of the same weights, which is preferred; and a head replaced
+    by a sequence of one linear layer and what has no weights, such as dropout, numbers it
+    (`fc.1.weight`).
 
-    Args: fits: whether entries are those of a network.
-    Returns: the first that fits, of the entries as they are, then with a plain head, then below one
-        name; the entries as they are if none does.
+    Args:
+        fits: whether entries are those of a network.
+        where: the file, for error messages.
+    Returns: the network; the entries as they are if none fits.
+
+    Raises:
+        ModelError: several fit, none of which is an average of another, or several averages.
     """
-    if fits(state):
-        return state, ""
-    for entries, where in ((state, ""), *_parts(state)):
-        for inner, head in ((entries, ""), _plain_head(entries)):
-            if inner and (where or head) and fits(inner):
-                return inner, where + head
-    return state, ""
+    found = list(_networks(state, fits))
+    chosen = [network for network in found if is_average(network.place)] or found
+    others = [network for network in chosen[1:] if not _same(network.state, chosen[0].state)]
+    if others:
+        places = [f"below {n.place!r}" if n.place else "at its top" for n in (chosen[0], *others)]
+        raise ModelError(
+            f"{where} holds {len(places)} networks, {' and '.join(places)}; save the state_dict() "
+            "of the one you mean in a file of its own"
+        )
+    return chosen[0] if chosen else Network(state)
 
 
-def _parts(state: Mapping[str, Tensor], above: str = "") -> Iterator[tuple[dict[str, Tensor], str]]:
-    """What lies below each first name, the largest part first; below several, where most does."""
+def _networks(
+    state: Mapping[str, Tensor], fits: Fits, place: str = "", *, deep: bool = True
+) -> Iterator[Network]:
+    """The entries if they are a network; else every one below a name, and that beside these."""
+    for entries, head in ((state, ""), _plain_head(state)):
+        if entries and fits(entries):
+            yield Network(entries, place, head)
+            return
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
+    for name, tensor in state.items() if deep else ():
         first, dot, rest = name.partition(".")
         if dot:
             parts.setdefault(first, {})[rest] = tensor
+    names = set()
     for first, part in sorted(parts.items(), key=lambda item: -len(item[1])):
-        inner, place = essential(without_prefixes(part)), f"{above}{first}"
-        yield inner, f", below {place!r}"
-        if 2 * len(part) >= len(state):
-            yield from _parts(inner, f"{place}.")
+        inner, below = essential(without_prefixes(part)), f"{place}.{first}" if place else first
+        for network in _networks(inner, fits, below, deep=len(part) >= _SHARE * len(state)):
+            names.add(first)
+            yield network
+    if names:
+        beside = {k: tensor for k, tensor in state.items() if k.partition(".")[0] not in names}
+        yield from _networks(beside, fits, place, deep=False)
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both are the same weights, as of a module that is held under two names."""
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name])
+        for name, tensor in one.items()
+    )
 
 
 def _plain_head(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

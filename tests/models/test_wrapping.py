@@ -25,12 +25,32 @@ def dropped_out(state: State) -> State:
     return {key.replace("fc.", "fc.1."): tensor for key, tensor in state.items()}
 
 
+def zeros(state: State) -> State:
+    return {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+
+
 LOSS = {"criterion.weight": torch.ones(6)}
 KINDS: dict[str, tuple[Callable[[State], State], str]] = {
     "lightning": (lambda state: below("model", state), "below 'model'"),
     "beside a loss": (lambda state: below("net", state) | LOSS, "below 'net'"),
-    "beside an average": (
-        lambda state: below("model", state) | below("ema", {k: 0 * v for k, v in state.items()}),
+    "an average": (
+        lambda state: below("model", zeros(state)) | below("ema", state),
+        "below 'ema' (the average of its weights)",
+    ),
+    "an average in a module": (
+        lambda state: below("net", zeros(state)) | below("model_ema.module", state),
+        "below 'model_ema' (the average of its weights)",
+    ),
+    "an average beside its network": (
+        lambda state: zeros(state) | below("swa_model.net", state),
+        "below 'swa_model.net' (the average of its weights)",
+    ),
+    "an average below a name": (
+        lambda state: below("model.a", zeros(state)) | LOSS | below("ema_model.a", state),
+        "below 'ema_model.a' (the average of its weights)",
+    ),
+    "twice the same": (
+        lambda state: below("model", state) | below("attacker.model", state),
         "below 'model'",
     ),
     "twice": (lambda state: below("model.backbone", state) | LOSS, "below 'model.backbone'"),
@@ -67,3 +87,55 @@ def test_a_head_of_two_layers_is_another_network(network: nn.Module, tmp_path: P
         models.load(tmp_path / "t.pt")
     with pytest.raises(ModelError, match=r"2 missing \(fc\.weight, fc\.bias\)"):
         models.load(tmp_path / "t.pt", arch="resnet18")
+
+
+TWO: dict[str, tuple[Callable[[State], State], str]] = {
+    "student": (
+        lambda state: below("student", state) | below("teacher", zeros(state)),
+        "below 'student' and below 'teacher'",
+    ),
+    "teacher": (
+        lambda state: below("teacher", zeros(state)) | below("student", state),
+        "below 'teacher' and below 'student'",
+    ),
+    "further in": (
+        lambda state: below("a.encoder_q", state) | below("a.encoder_k", zeros(state)),
+        "below 'a.encoder_q' and below 'a.encoder_k'",
+    ),
+    "beside": (
+        lambda state: state | below("teacher", zeros(state)),
+        "below 'teacher' and at its top",
+    ),
+    "averages": (
+        lambda state: below("net", state) | below("ema_1", state) | below("ema_2", zeros(state)),
+        "below 'ema_1' and below 'ema_2'",
+    ),
+}
+
+
+@pytest.mark.parametrize("arch", [None, "resnet18"])
+@pytest.mark.parametrize("kind", TWO)
+def test_of_two_networks_none_is_picked(
+    network: nn.Module, tmp_path: Path, kind: str, arch: str | None
+) -> None:
+    hold, said = TWO[kind]
+    torch.save(hold(network.state_dict()), tmp_path / "t.pt")
+    line = rf"t\.pt holds 2 networks, {said}; save the state_dict\(\) of the one you mean in a file"
+    with pytest.raises(ModelError, match=line):
+        models.load(tmp_path / "t.pt", arch=arch)
+
+
+def test_of_two_architectures_the_one_named_is_taken(network: nn.Module, tmp_path: Path) -> None:
+    other = torchvision.models.resnet34(num_classes=6).state_dict()
+    state = below("teacher", other) | below("student", network.state_dict())
+    torch.save(state, tmp_path / "t.pt")
+    with pytest.raises(ModelError, match="below 'teacher' and below 'student'"):
+        models.load(tmp_path / "t.pt")
+    assert "below 'student'" in models.load(tmp_path / "t.pt", arch="resnet18").card.source
+
+
+def test_an_average_in_an_entry_of_its_own_is_said(network: nn.Module, tmp_path: Path) -> None:
+    state = network.state_dict()
+    torch.save({"model": zeros(state), "ema": state}, tmp_path / "t.pt")
+    source = models.load(tmp_path / "t.pt").card.source
+    assert "resnet18 under 'ema' (the average of its weights), recognised" in source
