@@ -15,10 +15,10 @@ from dreamkd.containers import is_average
 from dreamkd.errors import ModelError
 from dreamkd.events import OnEvent, ignore
 from dreamkd.identity import is_path
-from dreamkd.models import recognition, zoo
+from dreamkd.models import normalisation, recognition, zoo
 from dreamkd.models.card import Classifier, extents, from_metadata, to_metadata
 from dreamkd.models.expected import EXPECTED, card_of, channels_of, sized
-from dreamkd.models.wrapping import AVERAGE, unwrapped
+from dreamkd.models.wrapping import AVERAGE, Network, unwrapped
 from dreamkd.models.zoo import Architecture
 
 
@@ -165,14 +165,15 @@ def _from_file(
 ) -> Classifier:
     found = checkpoint.read(path, trust_pickle=trust_pickle)
     stated = from_metadata(found.metadata, path.name)
-    architecture, how, state = _identified(
+    everything = recognition.essential(found.state)
+    architecture, how, network = _identified(
         found, path, arch=arch, input_size=given.get("input_size") or stated.get("input_size")
     )
     average = AVERAGE if is_average(found.container) else ""
     container = f" under {found.container!r}{average}" if found.container else ""
     bundled = path.parent == zoo.BUNDLED
     source = f"{path.stem if bundled else path}: {architecture}{container}, {how}"
-    defaults = architecture.defaults()
+    state, defaults = network.state, architecture.defaults()
     fields = {**stated, **given}
     size = fields.get("input_size", defaults.input_size)
     fits = _fits(architecture, state, [size, stated.get("input_size"), defaults.input_size])
@@ -187,9 +188,16 @@ def _from_file(
             raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))
         if channels_of(wanted.get("input_size", ())) not in (None, channels):
             raise ModelError(_other(path, "channels", channels, wanted["input_size"][0]))
+    held, unfit = normalisation.beside(everything, network.place, channels=channels)
+    taken = {name: entry for name, entry in held.items() if name not in fields}
+    if taken:
+        entries = ", ".join(repr(entry) for entry, _ in taken.values())
+        source += f"; {', '.join(taken)} from its {entries}"
+    fields |= {name: values for name, (_, values) in taken.items()}
     assumed = [name.replace("_", " ") for name in EXPECTED if name not in fields]
     if assumed:
         source += f"; {', '.join(assumed)} as usual for it, since the file does not say"
+        source += unfit if {"mean", "std"} - fields.keys() else ""
     size = (channels, *sized(fields, defaults)[1:])
     fields |= {"num_classes": num_classes, "input_size": size}
     if not pretrained:
@@ -219,9 +227,9 @@ def _identified(
     *,
     arch: str | None,
     input_size: tuple[int, ...] | None,
-) -> tuple[Architecture, str, Mapping[str, Tensor]]:
-    """The architecture of a file, one line on how it was told, and the entries that are its own."""
-    state: Mapping[str, Tensor] = recognition.essential(found.state)
+) -> tuple[Architecture, str, Network]:
+    """The architecture of a file, one line on how it was told, and the network inside."""
+    state = recognition.essential(found.state)
     stated = arch or found.metadata.get("architecture")
     if stated is None:
         network = unwrapped(
@@ -230,14 +238,14 @@ def _identified(
         architecture, how = recognition.recognise(
             network.state, where=str(path), hint=found.model_name, input_size=input_size
         )
-        return architecture, how + network.said, network.state
+        return architecture, how + network.said, network
     architecture = zoo.resolve(stated)
     sizes = [input_size, architecture.defaults().input_size]
     network = unwrapped(
         state, lambda entries: bool(_fits(architecture, entries, sizes)), where=str(path)
     )
     how = f"as {'--arch' if arch else 'its metadata'} says{network.said}"
-    return architecture, how, network.state
+    return architecture, how, network
 
 
 def _other(where: object, what: str, weights: object, wanted: object) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dreamkd.checkpoint import without_prefixes
 from dreamkd.containers import is_average
 from dreamkd.errors import ModelError
+from dreamkd.models import normalisation
 from dreamkd.models.recognition import essential
 
 Fits = Callable[[Mapping[str, Tensor]], bool]
@@ -70,7 +71,8 @@ def _networks(
     state: Mapping[str, Tensor], fits: Fits, place: str = "", *, deep: bool = True
 ) -> Iterator[Network]:
     """The entries if they are a network; else every one below a name, and that beside these."""
-    for entries, head in ((state, ""), _plain_head(state)):
+    own = normalisation.without(state)
+    for entries, head in ((state, ""), (own, ""), _plain_head(own)):
         if entries and fits(entries):
             yield Network(entries, place, head)
             return
