@@ -185,8 +185,8 @@ def parameters(module: nn.Module) -> int:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a state dict entry is batch norm's count of batches, which no output depends on."""
-    return name.rpartition(".")[2] == "num_batches_tracked"
+    """Whether no output depends on a state dict entry: batch norm's count of batches, thop's."""
+    return name.rpartition(".")[2] in ("num_batches_tracked", "total_ops", "total_params")
 
 
 def extents(sizes: Iterable[int]) -> str:

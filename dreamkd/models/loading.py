@@ -180,9 +180,11 @@ def _from_file(
     if fits and size not in fits and pretrained:
         sides = (extents(known[-2:]) for known in (*fits, size))
         raise ModelError(_other(path, "pixels", *sides))
-    # Without a fit, load_state names what is wrong with the counts that are stated, or usual.
+    # Without a fit, load_state names what is wrong beside the counts, which are free.
+    told = {} if fits else recognition.told(architecture, state, size)
     usual = fields.get("num_classes", defaults.num_classes or 1000), channels_of(size) or 3
-    num_classes, channels = next(iter(fits.values()), usual)
+    likely = told.get("classes", usual[0]), told.get("channels", usual[1])
+    num_classes, channels = next(iter(fits.values()), likely)
     for wanted in (given, stated) if fits else ():
         if wanted.get("num_classes", num_classes) != num_classes:
             raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dreamkd.errors import ModelError, UnrecognisedError
 from dreamkd.models.building import AUXILIARY
 from dreamkd.models.card import is_counter
-from dreamkd.models.zoo import Architecture, architectures
+from dreamkd.models.zoo import TO_GIVE_ONES_OWN, Architecture, architectures
 
 INDEX = Path(__file__).with_name("index.json")
 
@@ -31,6 +31,7 @@ Shapes = dict[str, tuple[int, ...]]
 # Class and channel counts that no layer has by accident, to see which shapes follow them.
 _CLASSES = (1013, 1019)
 _CHANNELS = (3, 5)
+_USUAL = {"classes": _CLASSES[0], "channels": _CHANNELS[0]}
 
 
 def essential(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,10 +59,17 @@ def recognise(
 
     Raises:
         UnrecognisedError: none fits, or several of timm's do.
+        ModelError: one would, but for a layer of another shape.
     """
     proposed = _proposed(_shapes(state))
     fitting = _fitting(proposed, state, input_size)
     if not fitting:
+        differing = [_differing(architecture, state, input_size) for architecture in proposed]
+        if differing and all(differing):
+            raise ModelError(
+                f"{where} is nearly {_listed(proposed, 'or')}, with {', '.join(differing[0][:3])}; "
+                f"{TO_GIVE_ONES_OWN}"
+            )
         nearly = f"; {_listed(proposed, 'or')} at another image size?" if proposed else ""
         raise UnrecognisedError(
             f"{where}: no known architecture has its {len(state)} entries "
@@ -115,18 +123,44 @@ def sizes(
     shapes = _shapes(state)
     if pair is None or pair[0].keys() != shapes.keys():
         return None
-    counts = {"classes": _CLASSES[0], "channels": _CHANNELS[0]}
+    counts = _USUAL | _told(pair, shapes)
+    return (counts["classes"], counts["channels"]) if _scaled(*pair, counts) == shapes else None
+
+
+def told(
+    architecture: Architecture, state: Mapping[str, Tensor], input_size: tuple[int, ...]
+) -> dict[str, int]:
+    """What `state` says of "classes" and "channels", even where it does not fit otherwise."""
+    pair = _probe(architecture, input_size)
+    return _told(pair, _shapes(state)) if pair else {}
+
+
+def _told(pair: tuple[Shapes, Shapes], shapes: Shapes) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, kind, dim, multiple in _following(*pair):
-        if len(shapes[name]) != len(pair[0][name]) or shapes[name][dim] % multiple:
-            return None
-        if found.setdefault(kind, shapes[name][dim] // multiple) != shapes[name][dim] // multiple:
-            return None
-        counts[kind] = found[kind]
-    expected = _scaled(*pair, classes=counts["classes"], channels=counts["channels"])
-    if expected != shapes:
-        return None
-    return counts["classes"], counts["channels"]
+        shape = shapes.get(name, ())
+        if len(shape) == len(pair[0][name]) and shape[dim] >= multiple:
+            found.setdefault(kind, shape[dim] // multiple)
+    return found
+
+
+def _differing(
+    architecture: Architecture, state: Mapping[str, Tensor], input_size: tuple[int, ...] | None
+) -> list[str]:
+    """In words, the entries that have other shapes; none where these follow the image size."""
+    pair, shapes = _probe(architecture, input_size), _shapes(state)
+    if pair is None:
+        return []
+    height, width = (input_size or architecture.defaults().input_size)[-2:]
+    try:
+        doubled = _built(architecture, _CLASSES[0], (_CHANNELS[0], 2 * height, 2 * width))
+    except ModelError:  # its size is fixed
+        doubled = pair[0]
+    expected = _scaled(*pair, _USUAL | _told(pair, shapes))
+    names = [name for name in expected if shapes[name] != expected[name]]
+    if any(doubled.get(name) != pair[0][name] for name in names):
+        return []
+    return [f"{name} {[*shapes[name]]} instead of {[*expected[name]]}" for name in names]
 
 
 def _proposed(shapes: Shapes) -> list[Architecture]:
@@ -183,11 +217,11 @@ def _following(first: Shapes, second: Shapes) -> Iterator[tuple[str, str, int, i
                 yield name, "channels", dim, one // _CHANNELS[0]
 
 
-def _scaled(first: Shapes, second: Shapes, *, classes: int, channels: int) -> Shapes:
+def _scaled(first: Shapes, second: Shapes, counts: Mapping[str, int]) -> Shapes:
     """The shapes for other counts."""
     expected = {name: list(shape) for name, shape in first.items()}
     for name, kind, dim, multiple in _following(first, second):
-        expected[name][dim] = multiple * (classes if kind == "classes" else channels)
+        expected[name][dim] = multiple * counts[kind]
     return {name: tuple(shape) for name, shape in expected.items()}
 
 

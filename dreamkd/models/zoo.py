@@ -23,6 +23,9 @@ from dreamkd.models.card import extents, is_counter
 
 BUNDLED = Path(__file__).parent / "bundled"
 
+#: What to do with a network that no library has.
+TO_GIVE_ONES_OWN = "a network of your own is given from Python, by dreamkd.Classifier.of"
+
 
 @dataclass(frozen=True, order=True)
 class Architecture:
@@ -125,8 +128,15 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
         for what, names in (("missing", missing), ("unknown", unknown), ("misshapen", shapes))
         if names
     ]
+    advice = ""
+    if shapes and not missing and not unknown:
+        advice = f"; {TO_GIVE_ONES_OWN}"
+    elif (
+        missing and not unknown and not shapes and {*missing} <= dict(module.named_buffers()).keys()
+    ):
+        advice = "; save the state_dict(), which holds more than the parameters"
     if problems:
-        raise ModelError(f"{where}: the weights do not fit: {'; '.join(problems)}")
+        raise ModelError(f"{where}: the weights do not fit: {'; '.join(problems)}{advice}")
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
 
 

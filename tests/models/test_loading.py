@@ -354,6 +354,31 @@ def test_arch_is_for_files_and_must_fit(tmp_path: Path) -> None:
     assert models.load(tmp_path / "t.pt", arch="timm:cifar_resnet8").card.num_classes == 3
 
 
+def test_what_does_not_fit_is_not_the_class_count(tmp_path: Path) -> None:
+    module = torchvision.models.resnet18(num_classes=7)
+    torch.save(dict(module.named_parameters()), tmp_path / "p.pt")
+    line = r"do not fit: 40 missing \(bn1\.running_mean, .*…\); save the state_dict\(\), which"
+    for arguments in ({}, {"input_size": (3, 64, 64)}):
+        with pytest.raises(ModelError, match=line):
+            models.load(tmp_path / "p.pt", arch="resnet18", **arguments)
+    module.conv1 = nn.Conv2d(1, 64, 3, bias=False)
+    torch.save(module.state_dict(), tmp_path / "s.pt")
+    line = (
+        r"fit: 1 misshapen \(conv1.weight \[64, 1, 3, 3\] instead of \[64, 1, 7, 7\]\); a network"
+    )
+    for size in (None, (3, 32, 32)):
+        with pytest.raises(ModelError, match=line):
+            models.load(tmp_path / "s.pt", arch="resnet18", input_size=size)
+
+
+def test_what_thop_counted_is_no_part_of_the_network(tmp_path: Path) -> None:
+    counted = {"total_ops": torch.zeros(1), "layer1.0.conv1.total_params": torch.zeros(1)}
+    torch.save({**student().module.state_dict(), **counted}, tmp_path / "t.pt")
+    for arch in (None, "cifar_resnet8"):
+        found = models.load(tmp_path / "t.pt", arch=arch, input_size=(1, 16, 16))
+        assert found.sha256() == student().sha256()
+
+
 def test_a_wrong_class_count_is_said(tmp_path: Path) -> None:
     models.save(student(), tmp_path / "s.safetensors")
     with pytest.raises(ModelError, match="3 classes, not 10"):

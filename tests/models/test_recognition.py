@@ -87,7 +87,7 @@ def test_torchvision_comes_first_and_the_others_are_named() -> None:
     assert "--arch" in how
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "shape", "depth"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "count"])
 def test_what_fits_nothing_is_refused(change: str) -> None:
     state = shapes("cifar_resnet8")
     if change == "missing":
@@ -98,8 +98,24 @@ def test_what_fits_nothing_is_refused(change: str) -> None:
         state["layer1.0.conv1.weight"] = torch.empty(16, 16, 5, 5)
     else:
         state["linear.bias"] = torch.empty(8)  # not the class count of linear.weight
-    with pytest.raises(ModelError, match=r"t\.pt: no known architecture .*--arch NAME"):
+    line = {
+        "count": r"t\.pt is nearly timm:cifar_resnet8, with linear\.bias \[8\] instead of \[7\]"
+    }
+    usual = r"t\.pt: no known architecture .*--arch NAME"
+    with pytest.raises(ModelError, match=line.get(change, usual)):
         recognition.recognise(state, where="t.pt")
+
+
+def test_a_layer_of_another_shape_is_named() -> None:
+    """Not the image size, which has no part in it."""
+    state = shapes("resnet18") | {"conv1.weight": torch.empty(64, 1, 3, 3, device="meta")}
+    line = (
+        r"^f is nearly torchvision:resnet18, .*, with conv1\.weight \[64, 1, 3, 3\] instead of "
+        r"\[64, 1, 7, 7\]; a network of your own is given from Python, by dreamkd\.Classifier\.of$"
+    )
+    for size in (None, (32, 32)):
+        with pytest.raises(ModelError, match=line):
+            recognition.recognise(state, where="f", input_size=size)
 
 
 def test_a_name_that_the_index_lacks_is_still_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
