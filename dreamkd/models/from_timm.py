@@ -76,7 +76,8 @@ def build_pretrained(
     where = f"timm:{name}"
     if not _has_weights(cfg):
         raise ModelError(
-            f"{where} has no pretrained weights in timm; pass a checkpoint FILE, or --no-pretrained"
+            f"{where} has no pretrained weights in timm; pass a checkpoint FILE "
+            f"(dreamkd inspect {name} --no-pretrained looks at the architecture alone)"
         )
     if cfg.get("hf_hub_id"):
         file = cfg.get("hf_hub_filename") or ""

@@ -257,6 +257,7 @@ def _other(where: object, what: str, weights: object, wanted: object) -> str:
 
 def _no_head(architecture: Architecture) -> str:
     return (
-        f"{architecture} is a feature extractor: its weights have no classes; pass a classifier, "
-        "or --no-pretrained with --num-classes for the architecture alone"
+        f"{architecture} is a feature extractor: its weights have no classes; pass a classifier "
+        f"(dreamkd inspect {architecture} --no-pretrained --num-classes N looks at the "
+        "architecture alone)"
     )

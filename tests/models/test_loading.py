@@ -143,8 +143,17 @@ def test_an_encoder_without_a_head_is_refused() -> None:
 
 
 def test_a_name_without_weights_says_so(offline: Path) -> None:
-    with pytest.raises(ModelError, match="cifar_resnet8 has no pretrained weights"):
+    """With advice that is legal in every command."""
+    line = (
+        r"^timm:cifar_resnet8 has no pretrained weights in timm; pass a checkpoint FILE \(dreamkd "
+        r"inspect cifar_resnet8 --no-pretrained looks at the architecture alone\)$"
+    )
+    with pytest.raises(ModelError, match=line):
         models.load("cifar_resnet8")
+    with pytest.raises(
+        ModelError, match=r"\(dreamkd inspect timm:.*dinov2 --no-pretrained --num-cla"
+    ):
+        models.load("vit_base_patch14_dinov2")
 
 
 def test_a_filled_torch_hub_cache_needs_no_network(offline: Path) -> None:
