@@ -150,7 +150,7 @@ def _check_pair(classifier: Classifier, teacher: Classifier | None, image_set: I
         )
     if teacher is not None:
         whose = f"teacher {teacher.card.architecture}"
-        classifier.card.require_classes(teacher.card, whose=whose)
+        classifier.card.require_classes(teacher.card, whose=whose, role="the model")
 
 
 def _table(accuracy: Accuracy, names: Sequence[str]) -> tuple[ClassResult, ...]:

@@ -77,10 +77,11 @@ def _require_alike(student: Classifier, teacher: Classifier) -> None:
     """Raises: ModelError: they do not take the same images, or sort them into other classes."""
     ours, theirs = student.card, teacher.card
     whose = f"--student {ours.architecture}"
-    theirs.require_classes(ours, whose=whose)
+    theirs.require_classes(ours, whose=whose, role="the teacher")
     if ours.input_size != theirs.input_size:
         own, wanted = (models.extents(card.input_size) for card in (ours, theirs))
-        raise ModelError(f"{whose} takes images of {own}, but {theirs.architecture} of {wanted}")
+        beside = f"the teacher {theirs.architecture}"
+        raise ModelError(f"{whose} takes images of {own}, but {beside} of {wanted}")
 
 
 #: Networks built for photographs shrink images of up to this many pixels to nothing.

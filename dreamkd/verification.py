@@ -56,7 +56,9 @@ class Verifiers:
         for spec in specs:
             network = models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
             on_event(Note(f"verifier: {network.card.source}"))
-            teacher.card.require_classes(network.card, whose=f"--verifier {spec}")
+            teacher.card.require_classes(
+                network.card, whose=f"--verifier {spec}", role="the teacher"
+            )
             networks[_name(spec, {*networks, *_TAKEN})] = network
         return cls(networks)
 

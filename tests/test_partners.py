@@ -138,14 +138,28 @@ def test_a_rival_sorts_into_as_many_classes(digits: Classifier, tmp_path: Path) 
     card = replace(network(classes=4).card, class_names=names)
     models.save(replace(network(classes=4), card=card), tmp_path / "s.safetensors")
     rival = {"method": "adaptive", "student": str(tmp_path / "s.safetensors")}
-    line = r"^--student .*resnet8 has 4 classes \(a, b, c, …\), but timm:cifar_resnet14 has 10$"
+    line = r"^--student .*resnet8 has 4 classes \(a, b, c, …\), but the teacher .*resnet14 has 10$"
     with pytest.raises(ModelError, match=line):
         invert(invert_config(**rival, out=str(tmp_path / "run")))
 
 
+def test_a_student_of_the_teacher_s_architecture_is_told_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved_teacher()
+    models.save(network((3, 32, 32), classes=2), "s.safetensors")
+    name = "timm:cifar_resnet8"
+    line = f"^--student {name} has 2 classes, but the teacher {name} has 10$"
+    with pytest.raises(ModelError, match=line):
+        distilled(student="s.safetensors")
+
+
 def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Path) -> None:
     models.save(network(classes=9), tmp_path / "v.safetensors")
-    with pytest.raises(ModelError, match=r"--verifier .* has 9 classes, but .*resnet14 has 10$"):
+    with pytest.raises(
+        ModelError, match=r"--verifier .* has 9 classes, but the teacher .*resnet14 has 10$"
+    ):
         invert(invert_config(verifier=str(tmp_path / "v.safetensors"), out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
@@ -153,7 +167,7 @@ def test_a_verifier_sorts_into_the_same_classes(digits: Classifier, tmp_path: Pa
 def test_a_rival_takes_images_of_the_same_size(tmp_path: Path) -> None:
     models.save(network((1, 20, 20)), tmp_path / "s.safetensors")
     rival = {"method": "adaptive", "student": str(tmp_path / "s.safetensors")}
-    line = r"--student .*resnet8 takes images of 1x20x20, but timm:cifar_resnet14 of 1x16x16$"
+    line = r"--student .*resnet8 takes images of 1x20x20, but the teacher .*resnet14 of 1x16x16$"
     with pytest.raises(ModelError, match=line):
         invert(invert_config(**rival, out=str(tmp_path / "run")))
 

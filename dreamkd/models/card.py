@@ -77,33 +77,40 @@ class Card:
         del facts["source"], facts["weights"]
         return facts
 
-    def other_classes(self, whose: str, *, count: int, names: Sequence[str]) -> str:
+    def other_classes(self, whose: str, *, count: int, names: Sequence[str], role: str = "") -> str:
         """In one line, why the classes of `whose` are not the network's; empty if they may be.
 
         They are not where there are more or fewer of them, or the same names in another order.
         Other names may be other words for the same.
 
-        Args: names: in the order of the labels; may be empty.
+        Args:
+            names: in the order of the labels; may be empty.
+            role: what this network is beside another, such as "the teacher".
         """
         ours, theirs = self.class_names, tuple(names)
+        own = f"{role} {self.architecture}".strip()
         if count != self.num_classes:
             named = f" ({_few(theirs)})" if theirs else ""
-            has = f"{count} classes{named}, but {self.architecture} has {self.num_classes}"
+            has = f"{count} classes{named}, but {own} has {self.num_classes}"
             return f"{whose} has {has}"
         if ours != theirs and sorted(ours) == sorted(theirs):
             return (
                 f"{whose}: its classes are in another order ({_few(theirs)}) than those of "
-                f"{self.architecture} ({_few(ours)}): a label would mean two things"
+                f"{own} ({_few(ours)}): a label would mean two things"
             )
         return ""
 
-    def require_classes(self, other: Card, *, whose: str) -> None:
+    def require_classes(self, other: Card, *, whose: str, role: str) -> None:
         """Refuse a network beside this one that sorts into other classes.
 
-        Args: whose: what the other is called.
+        Args:
+            whose: what the other is called.
+            role: what this one is, since both may be of one architecture.
         Raises: ModelError: as `other_classes` says.
         """
-        line = self.other_classes(whose, count=other.num_classes, names=other.class_names)
+        line = self.other_classes(
+            whose, count=other.num_classes, names=other.class_names, role=role
+        )
         if line:
             raise ModelError(line)
 
