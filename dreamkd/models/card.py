@@ -15,6 +15,7 @@ from torch import nn
 from dreamkd import checkpoint
 from dreamkd.config import INTERPOLATIONS
 from dreamkd.errors import ModelError, nearest
+from dreamkd.models.given import checked, require_each
 
 #: Why a network without `Card.has_choice` can be neither inverted nor learned from.
 ONE_CLASS = "it has one class, and a softmax over one is 1 whatever the image"
@@ -44,6 +45,7 @@ class Card:
         Raises:
             ModelError: a field is out of its range.
         """
+        _require(self, "input_size", len(self.input_size) == 3, "(C, H, W)")
         channels = self.input_size[0]
         _require(self, "num_classes", self.num_classes >= 1, "at least 1")
         _require(self, "input_size", min(self.input_size) >= 1, "(C, H, W), each at least 1")
@@ -118,7 +120,7 @@ class Card:
 def _require(card: Card, field: str, holds: bool, legal: str) -> None:
     if not holds:
         value = str(getattr(card, field))[:80]
-        raise ModelError(f"{card.source}: {field} is {value}; it must be {legal}")
+        raise ModelError(f"{field} is {value}; it must be {legal} ({card.source})")
 
 
 def _few(names: Sequence[str]) -> str:
@@ -140,8 +142,8 @@ class Classifier:
         name: str,
         num_classes: int,
         input_size: tuple[int, int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: float | tuple[float, ...],
+        std: float | tuple[float, ...],
         class_names: tuple[str, ...] = (),
     ) -> Self:
         """Any trained network of one's own, which takes its place wherever a name would.
@@ -150,22 +152,30 @@ class Classifier:
             module: gives logits (B, num_classes) for normalised images (B, C, H, W); put into eval
                 mode and float32, and onto the CPU.
             input_size: (C, H, W).
-            mean: per channel, of images in [0, 1].
+            mean: per channel, of images in [0, 1]; a number for a single one.
             std: per channel.
 
-        Raises: ModelError: a field is out of its range, or the network is TorchScript.
+        Raises:
+            ConfigError: a field is not of its kind, or not one for each channel or class.
+            ModelError: a field is out of its range, or the network is TorchScript.
         """
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{name}: TorchScript shows no layers; give the network itself")
+        stated = checked(
+            num_classes=num_classes,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+            class_names=class_names or None,
+        )
+        if len(stated["input_size"]) == 3:
+            channels = stated["input_size"][0]
+            require_each(stated, num_classes=stated["num_classes"], channels=channels)
         card = Card(
             architecture=name,
             weights="own",
             source=name,
-            num_classes=num_classes,
-            class_names=tuple(class_names),
-            input_size=input_size,
-            mean=tuple(mean),
-            std=tuple(std),
+            **stated,
             interpolation="bicubic",
             crop_pct=1.0,
             parameters=parameters(module),

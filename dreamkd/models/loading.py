@@ -18,6 +18,7 @@ from dreamkd.identity import is_path
 from dreamkd.models import normalisation, recognition, zoo
 from dreamkd.models.card import Classifier, extents, from_metadata, to_metadata
 from dreamkd.models.expected import EXPECTED, card_of, channels_of, sized
+from dreamkd.models.given import checked, require_device, require_each
 from dreamkd.models.wrapping import AVERAGE, Network, unwrapped
 from dreamkd.models.zoo import Architecture
 
@@ -28,9 +29,9 @@ def load(
     arch: str | None = None,
     pretrained: bool = True,
     num_classes: int | None = None,
-    input_size: tuple[int, ...] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    input_size: int | tuple[int, ...] | None = None,
+    mean: float | tuple[float, ...] | None = None,
+    std: float | tuple[float, ...] | None = None,
     class_names: tuple[str, ...] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
@@ -49,44 +50,47 @@ def load(
         arch: the architecture of a file whose metadata, names and shapes do not tell it.
         pretrained: false for random weights from seed 0, with nothing downloaded.
         num_classes: must agree with the weights; free with random ones.
-        input_size: (C, H, W), where C must agree with the weights, or (H, W).
+        input_size: (C, H, W), where C must agree with the weights, or (H, W), or H of a square.
         mean: per channel, of images in [0, 1].
         std: per channel.
         class_names: in the order of the logits.
         interpolation: of the resize of pictures, one of `config.commands.INTERPOLATIONS`.
         crop_pct: side of the centre crop over the resized short side, in (0, 1].
         trust_pickle: let a file run code while it is read.
-        device: "meta" for shapes without weights; needs `pretrained=False`.
+        device: "meta" for shapes without weights, which needs `pretrained=False`; else the CPU.
         on_event: told of a download.
 
     Raises:
+        ConfigError: what is said of the network is not legal, or not one for each channel or class.
         ModelError: unknown, ambiguous, damaged or untrusted; weights that do not fit; no network.
     """
-    stated = {
-        "num_classes": num_classes,
-        "input_size": input_size,
-        "mean": mean,
-        "std": std,
-        "class_names": class_names,
-        "interpolation": interpolation,
-        "crop_pct": crop_pct,
-    }
-    given = {field: value for field, value in stated.items() if value is not None}
-    if device == "meta" and pretrained:
-        raise ValueError("the meta device holds no weights: pass pretrained=False")
-    spec, path = str(spec), _path(str(spec))
+    given = checked(
+        num_classes=num_classes,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        class_names=class_names,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+    )
+    device = require_device(device, pretrained=pretrained)
+    name: str = checked(model=spec)["model"]
+    path = _path(name)
     if path is not None:
         return _from_file(
             path, given, arch=arch, pretrained=pretrained, trust_pickle=trust_pickle, device=device
         )
     if arch is not None:
         raise ModelError(
-            f"--arch {arch} is for checkpoint files; {spec} already is an architecture"
+            f"--arch {arch} is for checkpoint files; {name} already is an architecture"
         )
-    architecture = zoo.resolve(spec)
+    architecture = zoo.resolve(name)
     if pretrained:
-        return _from_library(architecture, given, spec, on_event)
-    return _random(architecture, given, f"{spec}: {architecture}", device=device)
+        return _from_library(architecture, given, name, on_event)
+    defaults = architecture.defaults()
+    counts = given.get("num_classes", defaults.num_classes), sized(given, defaults)[0]
+    require_each(given, num_classes=counts[0], channels=counts[1])
+    return _random(architecture, given, f"{name}: {architecture}", device=device)
 
 
 def save(classifier: Classifier, path: str | Path, *, extra: dict[str, str] | None = None) -> None:
@@ -127,6 +131,7 @@ def _from_library(
         raise ModelError(_other(spec, "classes", defaults.num_classes, given["num_classes"]))
     if input_size[0] != defaults.input_size[0]:
         raise ModelError(_other(spec, "channels", defaults.input_size[0], input_size[0]))
+    require_each(given, num_classes=defaults.num_classes, channels=input_size[0])
     module = zoo.pretrained(architecture, input_size, on_event=on_event)
     source = f"{spec}: {architecture} with weights {defaults.tag}"
     other = Architecture("timm", architecture.name)
@@ -190,6 +195,7 @@ def _from_file(
             raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))
         if channels_of(wanted.get("input_size", ())) not in (None, channels):
             raise ModelError(_other(path, "channels", channels, wanted["input_size"][0]))
+    require_each(given, num_classes=num_classes, channels=channels)
     held, unfit = normalisation.beside(everything, network.place, channels=channels)
     taken = {name: entry for name, entry in held.items() if name not in fields}
     if taken:
