@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,8 +21,9 @@ Fits = Callable[[Mapping[str, Tensor]], bool]
 #: What is said of weights that were taken for being an average.
 AVERAGE = " (the average of its weights)"
 
-#: Parts of at least so much of what holds them are looked into further.
-_SHARE = 1 / 4
+#: Names that may be above a network; how many parts of an entry are looked into, the largest; and
+#: those of them with at least so much of it further.
+_DEPTH, _PARTS, _SHARE = 8, 16, 1 / 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def unwrapped(state: Mapping[str, Tensor], fits: Fits, *, where: str) -> Network
 
 
 def _networks(
-    state: Mapping[str, Tensor], fits: Fits, place: str = "", *, deep: bool = True
+    state: Mapping[str, Tensor], fits: Fits, place: str = "", *, depth: int = _DEPTH
 ) -> Iterator[Network]:
     """The entries if they are a network; else every one below a name, and that beside these."""
     own = normalisation.without(state)
@@ -77,19 +79,20 @@ def _networks(
             yield Network(entries, place, head)
             return
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items() if deep else ():
+    for name, tensor in state.items() if depth else ():
         first, dot, rest = name.partition(".")
         if dot:
             parts.setdefault(first, {})[rest] = tensor
     names = set()
-    for first, part in sorted(parts.items(), key=lambda item: -len(item[1])):
+    for first, part in sorted(parts.items(), key=lambda item: -len(item[1]))[:_PARTS]:
         inner, below = essential(without_prefixes(part)), f"{place}.{first}" if place else first
-        for network in _networks(inner, fits, below, deep=len(part) >= _SHARE * len(state)):
+        further = depth - 1 if len(part) >= _SHARE * len(state) else 0
+        for network in _networks(inner, fits, below, depth=further):
             names.add(first)
             yield network
     if names:
         beside = {k: tensor for k, tensor in state.items() if k.partition(".")[0] not in names}
-        yield from _networks(beside, fits, place, deep=False)
+        yield from _networks(beside, fits, place, depth=0)
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -105,10 +108,12 @@ def _plain_head(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 
     Last come the numbered layers of a head: `fc.1.weight`, `fc.1.bias`.
     """
+    names = sorted(state)
     for name in reversed([name for name, tensor in state.items() if tensor.dim() == 2]):
         layer, _, kind = name.rpartition(".")
         head, _, number = layer.rpartition(".")
-        beside = {key for key in state if key.startswith(f"{head}.")}
+        first = bisect_left(names, f"{head}.")  # three of those below the head tell
+        beside = {key for key in names[first : first + 3] if key.startswith(f"{head}.")}
         if number.isdigit() and kind == "weight" and beside <= {name, f"{layer}.bias"}:
             renamed = {
                 f"{head}{key.removeprefix(layer)}" if key in beside else key: tensor

@@ -139,3 +139,9 @@ def test_an_average_in_an_entry_of_its_own_is_said(network: nn.Module, tmp_path:
     torch.save({"model": zeros(state), "ema": state}, tmp_path / "t.pt")
     source = models.load(tmp_path / "t.pt").card.source
     assert "resnet18 under 'ema' (the average of its weights), recognised" in source
+
+
+def test_names_of_any_depth_hold_nothing_and_are_no_trouble(tmp_path: Path) -> None:
+    torch.save({"a." * 3000 + "weight": torch.zeros(3, 3)}, tmp_path / "deep.pt")
+    with pytest.raises(ModelError, match="no known architecture has its 1 entries"):
+        models.load(tmp_path / "deep.pt")
