@@ -308,7 +308,8 @@ def test_verifiers_are_recorded_live_and_in_the_end(tmp_path: Path) -> None:
     heard: list[Event] = []
     config = invert_config(out=str(tmp_path / "run"), verifier="digits_resnet14")
     result = invert(config, on_event=heard.append)
-    first, last = [event for event in heard if isinstance(event, Progress)]
+    progress = [event for event in heard if isinstance(event, Progress)]
+    first, last = [event for event in progress if event.phase == "invert"]
     assert (first.done, first.terms["images"]) == (2, 20)
     assert (last.done, last.total, last.terms["images"]) == (4, 4, 40)
     assert last.terms["digits_resnet14 %"] == pytest.approx(result.teacher_top1)

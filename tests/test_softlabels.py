@@ -265,7 +265,7 @@ def test_more_labels_than_classes_take_no_more_room(
 
 
 def test_a_budget_that_is_too_short_leaves_no_folder(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a first step needs"):
+    with pytest.raises(ConfigError, match="not enough to time the work"):
         run(tmp_path / "run", made, steps="auto", store_labels=3, budget_minutes=0.001)
     assert not (tmp_path / "run").exists()
 
