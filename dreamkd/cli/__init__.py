@@ -1,8 +1,8 @@
 """The command line: arguments in, one workflow, a result on stdout, an exit code.
 
 This file is what happens around a command: errors become one line and a code, signals become a
-request to stop. Nothing here imports torch, so that `dreamkd --help` is instant, and nothing at all
-is imported before Ctrl-C is caught.
+request to stop. Nothing here imports torch, so that `dreamkd --help` is instant, and nothing that
+Python has not loaded itself is imported before Ctrl-C is caught.
 """
 
 from __future__ import annotations
