@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,7 @@ from torch import Tensor
 from dreamkd import contactsheet
 from dreamkd.ahead import ahead, all_of
 from dreamkd.batch import Batch
+from dreamkd.clock import SaveClock
 from dreamkd.errors import DataError, RunError, said
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.files import withheld
@@ -54,17 +56,17 @@ class Bank:
 
         Args:
             files: the format of the batches; None for shards.
-            page: whether `add` renews the contact sheet; not where others add to the same run.
+            page: whether `add` renews the contact sheet, in a fiftieth of the time at most; not
+                where others add to the same run.
         Raises: RunError: the folder of the batches cannot be made.
         """
         self._run = run
         self._files = files or FORMATS["shards"](run.folder, ())
         self._files.prepare()
-        self._page = page
+        self._page = SaveClock() if page else None
         self._on_event = on_event
         # Of a line no more stays in memory than this, so that a run of days does not grow.
         self._hashes: dict[int, int] = {}
-        self._counts: dict[int, int] = {}  # images of the batches that may be on the page
         for line in run.lines:
             self._remember(line)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dreamkd-bank")
@@ -165,8 +167,9 @@ class Bank:
 
         The manifest lists each batch once, in order, whoever made it and when; a batch that it does
         not list, of a longer run that was killed, is removed, since nobody vouches for it. The
-        page, `contact-sheet.png`, shows the first images sorted by class; while `add` renews it,
-        batches that are lost, or made by others, are missing on it.
+        page, `contact-sheet.png`, shows images of the last batches sorted by class, those that a
+        generator makes when it has learned; while `add` renews it, batches that are lost, or made
+        by others, are missing on it.
 
         Raises: RunError: one of them cannot be written, or removed.
         """
@@ -203,10 +206,7 @@ class Bank:
         return None
 
     def _remember(self, line: Mapping[str, Any]) -> None:
-        k = line["batch"]
-        self._hashes[k] = _hash(line)
-        if k < _SHEET_IMAGES:  # a batch has an image at least
-            self._counts[k] = line["count"]
+        self._hashes[line["batch"]] = _hash(line)
 
     def _keep(
         self,
@@ -223,14 +223,15 @@ class Bank:
             self._run.add_line(entry)
             self._remember(entry)
         self.last, self._run.advanced = k, True
-        before = sum(n for j, n in self._counts.items() if j < k)
-        if self._page and k in self._counts and before < _SHEET_IMAGES:
+        if self._page is not None and self._page.due():
+            began = time.perf_counter()
             self._write_contact_sheet()
+            self._page.saved(began)
 
     def _write_contact_sheet(self) -> None:
         images: list[np.ndarray] = []
         labels: list[int] = []
-        for k in sorted(self._counts):
+        for k in sorted(self._hashes, reverse=True):
             with suppress(DataError):  # missing or damaged
                 for sample in islice(self._files.read(k), _SHEET_IMAGES - len(images)):
                     images.append(contactsheet.tile(decode(sample.png, name=sample.key).numpy()))

@@ -85,17 +85,45 @@ def test_a_batch_is_kept_with_what_is_known_of_it(run: Run, names: tuple[str, ..
     assert all(line[name] == value for name, value in shares.items())
 
 
-def test_adding_renews_the_page_sorted_by_class(run: Run) -> None:
+def page_of(run: Run, *, width: int) -> list[int]:
+    """Brightness of the first images on the page; 255 where there is none."""
+    with Image.open(run.folder / "contact-sheet.png") as page:
+        # 8 px enlarged to 64, two more between neighbours
+        shown = [page.getpixel((66 * i, 63)) for i in range(width)]
+    assert all(len(set(pixel)) == 1 for pixel in shown)
+    return [pixel[0] for pixel in shown]
+
+
+def test_adding_renews_the_page_sorted_by_class(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamkd.clock._RATIO", 0.0)
+    with Bank(run) as bank:
+        for k, values in enumerate(([0, 0, 255, 255, 255], [50, 0, 50, 0, 255])):
+            add(bank, k)
+            bank.flush()
+            assert page_of(run, width=5) == values
+
+
+def test_the_page_is_of_the_last_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamkd.bank._SHEET_IMAGES", 3)
+    monkeypatch.setattr("dreamkd.clock._RATIO", 0.0)
+    with Bank(run) as bank:
+        for k in range(3):
+            add(bank, k)
+        bank.flush()
+        live = page_of(run, width=4)
+        bank.complete()
+    assert live == page_of(run, width=4) == [100, 100, 50, 255]
+
+
+def test_the_page_is_renewed_when_it_is_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamkd.clock._RATIO", 1e9)
     with Bank(run) as bank:
         for k in range(2):
             add(bank, k)
-            bank.flush()
-            with Image.open(run.folder / "contact-sheet.png") as page:
-                # 8 px enlarged to 64, two more between neighbours
-                shown = [page.getpixel((66 * i, 63)) for i in range(5)]
-            values = [0, 0] if k == 0 else [0, 50, 0, 50]
-            values += [255] * (5 - len(values))  # the rest of the row is empty
-            assert shown == [(value, value, value) for value in values]
+        bank.flush()
+        assert page_of(run, width=3) == [0, 0, 255]
+        bank.complete()
+    assert page_of(run, width=3) == [50, 0, 50]
 
 
 class GatedTars(Tars):
@@ -202,9 +230,7 @@ def test_the_page_skips_damaged_batches(run: Run) -> None:
         path = run.folder / "shards" / "shard-000000.tar"
         path.write_bytes(path.read_bytes()[:700])
         bank.complete()
-    with Image.open(run.folder / "contact-sheet.png") as page:
-        shown = [page.getpixel((66 * i, 0)) for i in range(3)]
-    assert shown == [(50, 50, 50), (50, 50, 50), (255, 255, 255)]
+    assert page_of(run, width=3) == [50, 50, 255]
 
 
 def unreadable(path: Path, patch: pytest.MonkeyPatch, *, code: int, call: str) -> None:
