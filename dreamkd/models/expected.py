@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from dreamkd.models import normalisation
 from dreamkd.models.building import Defaults
 from dreamkd.models.card import Card, parameters
 from dreamkd.models.zoo import Architecture
 
 #: What a file may leave unsaid.
-EXPECTED = ("input_size", "mean", "std")
+_EXPECTED = ("input_size", "mean", "std")
 
 
 def card_of(
@@ -44,6 +45,30 @@ def card_of(
         pretrained=weights != "random",
         **values,
     )
+
+
+def completed(
+    fields: Mapping[str, Any], state: Mapping[str, Tensor], place: str, *, channels: int
+) -> tuple[dict[str, Any], str]:
+    """The fields and what a file holds of mean and std; in words, what is taken and what assumed.
+
+    Args:
+        fields: what is known from elsewhere, which wins.
+        state: all of the file's entries.
+        place: the names above the network there.
+    """
+    held, unfit = normalisation.beside(state, place, channels=channels)
+    taken = {name: entry for name, entry in held.items() if name not in fields}
+    filled = {**fields, **{name: values for name, (_, values) in taken.items()}}
+    said = ""
+    if taken:
+        entries = ", ".join(repr(entry) for entry, _ in taken.values())
+        said += f"; {', '.join(taken)} from its {entries}"
+    assumed = [name.replace("_", " ") for name in _EXPECTED if name not in filled]
+    if assumed:
+        said += f"; {', '.join(assumed)} as usual for it, since the file does not say"
+        said += unfit if {"mean", "std"} - filled.keys() else ""
+    return filled, said
 
 
 def sized(fields: Mapping[str, Any], defaults: Defaults) -> tuple[int, int, int]:

@@ -15,9 +15,9 @@ from dreamkd.containers import is_average
 from dreamkd.errors import ModelError
 from dreamkd.events import OnEvent, ignore
 from dreamkd.identity import is_path
-from dreamkd.models import normalisation, recognition, zoo
+from dreamkd.models import recognition, zoo
 from dreamkd.models.card import Classifier, extents, from_metadata, to_metadata
-from dreamkd.models.expected import EXPECTED, card_of, channels_of, sized
+from dreamkd.models.expected import card_of, channels_of, completed, sized
 from dreamkd.models.given import checked, require_device, require_each
 from dreamkd.models.wrapping import AVERAGE, Network, unwrapped
 from dreamkd.models.zoo import Architecture
@@ -180,32 +180,10 @@ def _from_file(
     source = f"{path.stem if bundled else path}: {architecture}{container}, {how}"
     state, defaults = network.state, architecture.defaults()
     fields = {**stated, **given}
-    size = fields.get("input_size", defaults.input_size)
-    fits = _fits(architecture, state, [size, stated.get("input_size"), defaults.input_size])
-    if fits and size not in fits and pretrained:
-        sides = (extents(known[-2:]) for known in (*fits, size))
-        raise ModelError(_other(path, "pixels", *sides))
-    # Without a fit, load_state names what is wrong beside the counts, which are free.
-    told = {} if fits else recognition.told(architecture, state, size)
-    usual = fields.get("num_classes", defaults.num_classes or 1000), channels_of(size) or 3
-    likely = told.get("classes", usual[0]), told.get("channels", usual[1])
-    num_classes, channels = next(iter(fits.values()), likely)
-    for wanted in (given, stated) if fits else ():
-        if wanted.get("num_classes", num_classes) != num_classes:
-            raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))
-        if channels_of(wanted.get("input_size", ())) not in (None, channels):
-            raise ModelError(_other(path, "channels", channels, wanted["input_size"][0]))
+    num_classes, channels = _counts(path, architecture, state, given, stated, pretrained=pretrained)
     require_each(given, num_classes=num_classes, channels=channels)
-    held, unfit = normalisation.beside(everything, network.place, channels=channels)
-    taken = {name: entry for name, entry in held.items() if name not in fields}
-    if taken:
-        entries = ", ".join(repr(entry) for entry, _ in taken.values())
-        source += f"; {', '.join(taken)} from its {entries}"
-    fields |= {name: values for name, (_, values) in taken.items()}
-    assumed = [name.replace("_", " ") for name in EXPECTED if name not in fields]
-    if assumed:
-        source += f"; {', '.join(assumed)} as usual for it, since the file does not say"
-        source += unfit if {"mean", "std"} - fields.keys() else ""
+    fields, sources = completed(fields, everything, network.place, channels=channels)
+    source += sources
     size = (channels, *sized(fields, defaults)[1:])
     fields |= {"num_classes": num_classes, "input_size": size}
     if not pretrained:
@@ -217,6 +195,38 @@ def _from_file(
     return Classifier(
         module, card_of(architecture, module, defaults, fields, weights=weights, source=source)
     )
+
+
+def _counts(
+    path: Path,
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    *,
+    pretrained: bool,
+) -> tuple[int, int]:
+    """Classes and channels of a file's weights, which what is given and stated must agree with.
+
+    Raises: ModelError: they do not agree.
+    """
+    defaults, fields = architecture.defaults(), {**stated, **given}
+    size = fields.get("input_size", defaults.input_size)
+    fits = _fits(architecture, state, [size, stated.get("input_size"), defaults.input_size])
+    if fits and size not in fits and pretrained:
+        sides = (extents(known[-2:]) for known in (*fits, size))
+        raise ModelError(_other(path, "pixels", *sides))
+    if not fits:  # load_state names what is wrong beside the counts, which are free
+        told = recognition.told(architecture, state, size)
+        classes = fields.get("num_classes", defaults.num_classes or 1000)
+        return told.get("classes", classes), told.get("channels", channels_of(size) or 3)
+    num_classes, channels = next(iter(fits.values()))
+    for wanted in (given, stated):
+        if wanted.get("num_classes", num_classes) != num_classes:
+            raise ModelError(_other(path, "classes", num_classes, wanted["num_classes"]))
+        if channels_of(wanted.get("input_size", ())) not in (None, channels):
+            raise ModelError(_other(path, "channels", channels, wanted["input_size"][0]))
+    return num_classes, channels
 
 
 def _fits(
