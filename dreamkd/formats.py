@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dreamkd import manifest
+from dreamkd.errors import DataError
+from dreamkd.identity import RESOLVED
 from dreamkd.imagefolder import Folders, folder_names
 from dreamkd.manifest import Shard
 from dreamkd.samples import Sample, decode
@@ -61,9 +63,13 @@ def read_run(folder: str | Path) -> Iterator[tuple[Tensor, int, dict[str, Any]]]
     Yields: uint8 (C, H, W), C = 1 or 3; the label; the record.
 
     Raises:
-        DataError: it is no run folder, or an image is missing or damaged.
+        DataError: it is no run folder, it has no images, or one is missing or damaged.
     """
     run = Path(folder)
+    if (run / RESOLVED).exists() and not (run / manifest.FILE).exists():
+        raise DataError(
+            f"{run} holds no images: no batch is finished yet, or its student learned from --data"
+        )
     listed = manifest.read(run / manifest.FILE)
     files: Format = Folders(run) if any(map(Folders.names.fullmatch, listed)) else Tars(run)
     for k, shard in manifest.numbered(listed, files.names):

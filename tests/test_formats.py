@@ -50,6 +50,11 @@ def test_nothing_of_a_damaged_batch_is_read(tmp_path: Path, name: str) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*manifest\.jsonl"):
         next(read_run(tmp_path))
+    (tmp_path / "resolved.json").write_text("{}")
+    with pytest.raises(
+        DataError, match="holds no images: no batch is finished yet, or its student"
+    ):
+        next(read_run(tmp_path))
     write_run(tmp_path, "folder")
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace("batch-000000", "../../batch-000000"))
