@@ -1,7 +1,7 @@
 """Knowledge distillation without the data: DeepInversion and Adaptive DeepInversion.
 
-`load`, `invert`, `distill`, `read` and `Classifier` are those of `dreamkd.api`, which is imported
-when the first of them is asked for: the command line answers before torch is there.
+What it offers is what `dreamkd.api` does, which is imported when the first of its names is asked
+for: the command line answers before torch is there.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ TYPE_CHECKING = False  # as of typing, which takes a while itself
 if TYPE_CHECKING:
     from typing import Any
 
-    from dreamkd.api import Classifier, distill, invert, load, read
+    from dreamkd.api import Classifier, Stopped, distill, evaluate, inspect, invert, load, read
 
-__all__ = ["Classifier", "distill", "invert", "load", "read"]
+__all__ = ["Classifier", "Stopped", "distill", "evaluate", "inspect", "invert", "load", "read"]
 
 
 def __getattr__(name: str) -> Any:

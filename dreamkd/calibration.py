@@ -17,8 +17,9 @@ from torch import Tensor
 from dreamkd import losses
 from dreamkd.augment import View, draw_view
 from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
+from dreamkd.copying import twin
 from dreamkd.course import Course
-from dreamkd.engine import Runtime, spare_bytes, twin
+from dreamkd.engine import Runtime, spare_bytes
 from dreamkd.engine.available import free_memory
 from dreamkd.engine.memory import even_chunk, images_that_fit, largest_that_fits, saved_per_image
 from dreamkd.errors import ConfigError

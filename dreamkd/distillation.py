@@ -74,7 +74,7 @@ def distill(
     """Train `student` from `teacher` into a run folder; resume it if it is there.
 
     Args:
-        teacher: the network, else what `config.teacher` names; with one that only names the run.
+        teacher: the network, which stays as it is; with one `config.teacher` only names the run.
         student: likewise; a copy of it learns.
 
     Raises:
@@ -86,7 +86,8 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    workers, own = Workers.of_environment(), Own(teacher, student)
+    own = Own(*(network and network.borrowed() for network in (teacher, student)))
+    workers = Workers.of_environment()
     with workers.joined(on_event):
         if workers.leads:
             return _lead(config, workers, own, on_event=on_event, should_stop=should_stop)
@@ -128,8 +129,8 @@ def _lead(
     for network in filter(None, (teacher, rival)):
         try_out(network, factor=coarsest(decided))
     try_out(student, training=True)
-    requested = requested_settings(config)
-    folder = Path(config.out or default_folder("distill", config.teacher, requested))
+    requested, weights = requested_settings(config), teacher.sha256()
+    folder = Path(config.out or default_folder("distill", config.teacher, requested, weights))
     with open_run(folder) as run:
         run.resume(requested)  # a different run is refused before images are read
         on_event = run.listener(on_event)
@@ -152,7 +153,7 @@ def _lead(
             check=None if planning else check,
             on_event=on_event,
         )
-        identity = {**inputs, "teacher_sha256": teacher.sha256()}
+        identity = {**inputs, "teacher_sha256": weights}
         baseline = wants_baseline(given, teacher)
         assignment = _Assignment(config, folder, identity, planning, baseline)
 

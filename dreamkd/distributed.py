@@ -78,6 +78,11 @@ class Workers:
             return
         from torch import distributed
 
+        if distributed.is_initialized():
+            raise ConfigError(
+                "this process is in a group of torch.distributed already, and workers form one of "
+                "their own: call it before init_process_group, or after destroy_process_group"
+            )
         meet(self.rank, self.world, on_event)
         try:
             yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DreamkdError(Exception):
@@ -17,6 +18,10 @@ class DreamkdError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever a kind of error is made from: other processes raise it again."""
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(DreamkdError):
@@ -71,6 +76,13 @@ class Stopped(DreamkdError):
     """The run was stopped on request with its state saved; the same command continues it."""
 
     exit_code = 8
+
+
+def _again(kind: type[DreamkdError], args: tuple[Any, ...], fields: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 #: Exit code -> meaning; docs/cli.md prints this table and a test raises each of them.

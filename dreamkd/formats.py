@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +54,7 @@ FORMATS: dict[str, Callable[[Path, Sequence[str]], Format]] = {
 }
 
 
-def read_run(folder: str | Path) -> Iterator[tuple[Tensor, int, dict[str, Any]]]:
+def read_run(folder: str | PathLike[str]) -> Iterator[tuple[Tensor, int, dict[str, Any]]]:
     """Yield every image of a run folder, in order, whatever its format.
 
     Each batch is checked against the manifest before its first image comes; a run that is not

@@ -61,7 +61,7 @@ def invert(
 ) -> Inversion:
     """Synthesise `per_class` images of every class into a run folder; resume it if it is there.
 
-    Args: teacher: the network, else what `config.model` names; with one it only names the run.
+    Args: teacher: the network, which stays as it is; with one `config.model` only names the run.
 
     Raises:
         ConfigError: an option does not fit the model.
@@ -71,7 +71,7 @@ def invert(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    workers = Workers.of_environment()
+    workers, teacher = Workers.of_environment(), teacher and teacher.borrowed()
     with workers.joined(on_event):
         if workers.leads:
             return _lead(config, workers, teacher, on_event=on_event, should_stop=should_stop)
@@ -108,8 +108,8 @@ def _lead(
     _refuse_to_share(decided, workers)
     for network in filter(None, (teacher, partners.student)):
         try_out(network, factor=coarsest(decided))
-    requested = requested_settings(config)
-    folder = Path(config.out or default_folder("invert", config.model, requested))
+    requested, weights = requested_settings(config), teacher.sha256()
+    folder = Path(config.out or default_folder("invert", config.model, requested, weights))
     with open_run(folder) as run:
         on_event = run.listener(on_event)
         should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)

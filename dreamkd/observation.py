@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dreamkd.augment import View, see
 from dreamkd.batchnorm import stored, watch
-from dreamkd.engine import normalise, on_device, twin
+from dreamkd.copying import twin
+from dreamkd.engine import normalise
 from dreamkd.errors import NoBatchNormError
 from dreamkd.models import Classifier
 from dreamkd.moments import Moments, Stored, distances, of_images, sampling_level
@@ -63,8 +64,7 @@ class Observer:
     def __enter__(self) -> Self:
         networks = [self._teacher] if self._prior is None else [self._teacher, self._prior]
         modules = [
-            twin(self._stack.enter_context(on_device(network.module, self._device)))
-            for network in networks
+            twin(network.module).requires_grad_(False).to(self._device) for network in networks
         ]
         self._module, self._watched_module = modules[0], modules[-1]
         self._stored: Stored | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -11,8 +10,9 @@ import torch
 
 from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
+from dreamkd.copying import copied, twin
 from dreamkd.course import stages
-from dreamkd.engine import Runtime, Work, enough_memory, twin, worth_compiling
+from dreamkd.engine import Runtime, Work, enough_memory, worth_compiling
 from dreamkd.errors import ModelError, RunError
 from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
@@ -65,7 +65,7 @@ def prepare(
             config, teacher, runtime=runtime, prior=prior, student=student, on_event=on_event
         )
         if config.compile == "auto":
-            calls = batchnorm.trace(teacher.module, torch.zeros(1, *teacher.card.input_size))
+            calls = batchnorm.trace(twin(teacher.module), torch.zeros(1, *teacher.card.input_size))
             earns = worth_compiling(calls, work(config), device=runtime.device)
             config = replace(config, compile="on" if earns else "off")
     return config, runtime
@@ -245,7 +245,7 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
     if not card.has_choice:
         raise ModelError(f"{card.architecture}: {ONE_CLASS}; choose a network of two or more")
     # In evaluation mode nothing changes, so that a large teacher need not be copied.
-    probe = copy.deepcopy(classifier.module) if training else twin(classifier.module)
+    probe = copied(classifier.module) if training else twin(classifier.module)
     try:
         # Some drop units at random.
         with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
@@ -256,9 +256,11 @@ def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) 
             ", --input-size or --stages"
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, card.num_classes):
+        whole = isinstance(outputs, torch.Tensor)
+        got = extents(outputs.shape) if whole else f"a value of type {type(outputs).__name__}"
         raise ModelError(
-            f"{card.architecture} gives no row of {card.num_classes} logits for each image; choose "
-            "another network"
+            f"{card.architecture} gives {got} for 2 images, not a row of {card.num_classes} logits "
+            "for each; choose another network, or one around it that gives them"
         )
     if training and not outputs.requires_grad:
         raise ModelError(

@@ -266,9 +266,10 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Path:
+def default_folder(command: str, model: str, requested: Mapping[str, Any], weights: str) -> Path:
     """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new.
 
+    Args: weights: their hash, since several networks may go by one name.
     Raises: RunError: what lies in `runs` cannot be seen.
     """
     stem = Path(model).stem if is_path(model) else model
@@ -276,7 +277,8 @@ def default_folder(command: str, model: str, requested: Mapping[str, Any]) -> Pa
     number = 1
     while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
         resolved = read_json(folder / RESOLVED)
-        same = resolved is not None and resolved.get("requested") == as_json(requested)
+        wanted = {"requested": as_json(requested), "teacher_sha256": weights}
+        same = resolved is not None and wanted.items() <= resolved.items()
         if same and not (folder / "result.json").exists():
             return folder
         number += 1

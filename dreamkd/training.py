@@ -6,7 +6,6 @@ the optimiser's moments and the step.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor
 from dreamkd import losses
 from dreamkd.batchnorm import recalibrate, running_statistics
 from dreamkd.config import DistillConfig
+from dreamkd.copying import copied
 from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import (
     LOOK,
@@ -214,7 +214,7 @@ class Training:
         module = self._average.module if self._average is not None else self._module
         count = self.config.bn_recalibration
         if count:
-            module = copy.deepcopy(module)
+            module = copied(module)
             card, steps = self.student.card, int(self.config.steps)
             views = (self._view(examples, steps + k)[0] for k in range(count))
             with self.runtime.autocast():

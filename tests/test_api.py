@@ -8,14 +8,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import dreamkd
-from dreamkd.config import ModelConfig
+from dreamkd.config import InvertConfig, ModelConfig, merge
 from dreamkd.engine.ambient import ordinary
 from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.events import Event, Progress
+from dreamkd.keywords import given
 from dreamkd.models import Classifier
 from tests.conftest import PLAIN
 
@@ -103,12 +105,66 @@ def test_a_network_is_no_name_of_one(name: str, digits: Classifier) -> None:
             dreamkd.invert("digits_resnet14", **{name: value})
 
 
-def test_a_bare_module_is_refused_in_one_line(digits: Classifier) -> None:
-    kind = type(digits.module).__name__
-    with pytest.raises(ConfigError, match=f"^MODEL: a value of type {kind} is not text$"):
+def test_a_bare_module_is_refused_with_what_to_do(digits: Classifier) -> None:
+    line = r": a network alone does not say what its images are: dreamkd\.Classifier\.of\(network"
+    with pytest.raises(ConfigError, match=f"^model{line}"):
         dreamkd.invert(digits.module)
-    with pytest.raises(ConfigError, match=f"^--student: a value of type {kind} is not text$"):
+    with pytest.raises(ConfigError, match=f"^student{line}"):
         dreamkd.distill(digits, digits.module)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("device", torch.device("cpu"), "cpu"),
+        ("classes", range(3), "0,1,2"),
+        ("classes", [0, 3], "0,3"),
+        ("classes", np.array([1, 2]), "1,2"),
+        ("class_weights", {3: 2, "4": 0.5}, "3:2,4:0.5"),
+        ("stages", np.array([2, 1]), (2, 1)),
+        ("stages", torch.tensor([1]), (1,)),
+        ("flip", True, "on"),
+        ("clip", False, "off"),
+        ("compile", False, "off"),
+        ("image_steps", None, "auto"),
+        ("verifier", None, ()),
+        ("student", None, None),
+        ("per_class", np.int64(3), 3),
+    ],
+)
+def test_options_are_what_python_has_for_them(option: str, value: Any, text: Any) -> None:
+    settings = merge(InvertConfig, given(InvertConfig, {"model": "net", option: value}))
+    assert getattr(settings, option) == text
+
+
+@pytest.mark.parametrize("option", ["json", "quiet"])
+def test_options_about_printing_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--{option} has no effect in Python"):
+        dreamkd.inspect("digits_resnet14", **{option: True})
+
+
+def test_none_does_not_hide_a_wrong_name() -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'per_clas'"):
+        dreamkd.invert("digits_resnet14", per_clas=None)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_networks_are_inspected_and_evaluated(
+    digits: Classifier, named: bool, tmp_path: Path
+) -> None:
+    model = "digits_resnet14" if named else digits
+    found = dreamkd.inspect(model, data="sklearn:digits", save=tmp_path / "t.safetensors")
+    assert found.invertible
+    assert found.compared is not None
+    measured = dreamkd.evaluate(model, "sklearn:digits", teacher=tmp_path / "t.safetensors")
+    assert (measured.top1, measured.agreement) == (98.5, 100.0)
+    run = dreamkd.invert(model, per_class=2, out=tmp_path / "run", **QUICK)
+    assert dreamkd.evaluate(model, run, teacher=model).count == 20
+
+
+def test_a_given_network_has_its_weights(digits: Classifier) -> None:
+    with pytest.raises(ConfigError, match=r"^--no-pretrained has no effect with a given network$"):
+        dreamkd.inspect(digits, no_pretrained=True)
 
 
 def test_it_has_no_other_names() -> None:

@@ -92,8 +92,8 @@ def test_a_default_folder_is_named_without_any_ending(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for ending in identity.FILES:
-        assert default_folder("invert", f"net{ending}", {}) == Path("runs/invert-net-1")
-    assert default_folder("invert", "net.pkl", {}) == Path("runs/invert-net-1")
+        assert default_folder("invert", f"net{ending}", {}, "a5") == Path("runs/invert-net-1")
+    assert default_folder("invert", "net.pkl", {}, "a5") == Path("runs/invert-net-1")
 
 
 @pytest.mark.parametrize(("package", "source"), [("dreamkd", r"\."), ("timm", "timm")])

@@ -2,10 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +22,14 @@ from dreamkd.models import Classifier
 from tests.conftest import PLAIN
 
 QUICK = {**PLAIN, "image_steps": 2, "image_batch_size": 6}
+SHORT = {
+    **PLAIN,
+    "image_steps": 2,
+    "image_batch_size": 10,
+    "rounds": 0,
+    "first_batches": 1,
+    "steps": 2,
+}
 STUDENT = {"first_batches": 1, "steps": 4, "batch_size": 4, "images": "pixels"}
 
 
@@ -121,7 +132,7 @@ def test_it_is_inverted(kind: type[nn.Module], tmp_path: Path) -> None:
 
 @kinds
 def test_the_fixed_copy_computes_the_same(kind: type[nn.Module]) -> None:
-    network = trained(kind).module
+    network = trained(kind).module.eval()
     x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     copy = fixed(network, runtime=Runtime("cpu", "fp32", 1), input_size=(3, 12, 12))
     given = x.clone().contiguous(memory_format=torch.channels_last)
@@ -168,6 +179,102 @@ def test_layers_that_are_never_called_are_named_as_the_reason(tmp_path: Path) ->
         dreamkd.invert(network, per_class=2, out=tmp_path / "run", **QUICK)
     run = dreamkd.invert(network, method="deepdream", per_class=2, out=tmp_path / "run", **QUICK)
     assert len([*dreamkd.read(run)]) == 6
+
+
+class DropsAndPools(Textbook):
+    """Whatever would betray a pass in training mode: random draws, statistics, one value each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.last = nn.Dropout(0.5), nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return self.head(self.drop(self.last(x.mean((2, 3)))))
+
+
+def state(module: nn.Module) -> list[object]:
+    """All of a network that its owner may rely on."""
+    learning = [parameter.requires_grad for parameter in module.parameters()]
+    values = [(t.data_ptr(), t.dtype, t.tolist()) for t in module.state_dict().values()]
+    hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in module.modules()]
+    return [[m.training for m in module.modules()], learning, values, hooks]
+
+
+COMMANDS: dict[str, Callable[[Classifier, Path], object]] = {
+    "inspect": lambda net, _: dreamkd.inspect(net),
+    "evaluate": lambda net, out: dreamkd.evaluate(net, pictures(out), teacher=net),
+    "invert": lambda net, out: dreamkd.invert(
+        net, per_class=2, out=out, **{**QUICK, "compile": "auto"}
+    ),
+    "in chunks": lambda net, out: dreamkd.invert(
+        net, per_class=2, out=out, image_chunk=3, **{**QUICK, "compile": "auto"}
+    ),
+    "deepdream": lambda net, out: dreamkd.invert(
+        net, method="deepdream", per_class=2, out=out, **QUICK
+    ),
+    "distill": lambda net, out: dreamkd.distill(net, net, rounds=1, out=out, **QUICK, **STUDENT),
+}
+
+
+def pictures(folder: Path) -> Path:
+    for name in "abc":
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (12, 12)).save(folder / name / "0.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_network_stays_as_it_is_in_whatever_mode_it_is(name: str, tmp_path: Path) -> None:
+    network, before = trained(DropsAndPools), torch.get_rng_state()
+    network.module.train().conv1.weight.requires_grad_(False)
+    network.module.bn2.eval()
+    was = state(network.module)
+    COMMANDS[name](network, tmp_path / "run")
+    assert state(network.module) == was
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_images_do_not_depend_on_the_mode(tmp_path: Path) -> None:
+    network, made = trained(DropsAndPools), []
+    for number, module in enumerate((network.module.train(), network.module.eval())):
+        out = tmp_path / str(number)
+        dreamkd.invert(replace(network, module=module), per_class=2, out=out, **QUICK)
+        made.append((out / "shards" / "shard-000000.tar").read_bytes())
+        network.module.train(number == 1)
+    assert made[0] == made[1]
+
+
+def test_what_was_compiled_is_inverted_like_what_was_not(tmp_path: Path) -> None:
+    network, made = trained(Textbook), []
+    parts = trained(Textbook)
+    parts.module.bn1 = torch.compile(parts.module.bn1, backend="eager")
+    whole = replace(network, module=torch.compile(network.module, backend="eager"))
+    for number, each in enumerate((network, parts, whole)):
+        run = dreamkd.invert(each, per_class=2, out=tmp_path / str(number), **QUICK)
+        made.append([image for image, _, _ in dreamkd.read(run)])
+    assert all(torch.equal(torch.stack(made[0]), torch.stack(images)) for images in made[1:])
+    found = dreamkd.distill("digits_resnet14", own_digits(whole=True), out=tmp_path / "d", **SHORT)
+    assert not any("_orig_mod" in name for name in load_file(found.student))
+
+
+def test_a_file_of_it_is_not_taken_for_a_network_of_that_name(tmp_path: Path) -> None:
+    found = dreamkd.distill("digits_resnet14", own_digits(), out=tmp_path / "run", **SHORT)
+    line = r"holds weights of a network that was given in Python, 'cifar_resnet8', .*Classifier\.of"
+    with pytest.raises(ModelError, match=line):
+        dreamkd.load(found.student)
+    assert dreamkd.load(found.student, arch="cifar_resnet8").card.num_classes == 10
+    module = own_digits().module
+    module.load_state_dict(load_file(found.student))
+
+
+def own_digits(*, whole: bool = False) -> Classifier:
+    """A student for digits under the name of a library's network."""
+    known = dreamkd.load("cifar_resnet8", pretrained=False, num_classes=10, input_size=(1, 16, 16))
+    module = torch.compile(known.module, backend="eager") if whole else known.module
+    card = {"num_classes": 10, "input_size": (1, 16, 16), "mean": 0.3, "std": 0.35}
+    return Classifier.of(module, name="cifar_resnet8", **card)
 
 
 def test_torchscript_is_refused_in_one_line() -> None:

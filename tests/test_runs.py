@@ -288,17 +288,19 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wish = {"model": "a/t.pt", "mean": (0.5,)}
-    first = default_folder("invert", "a/t.pt", wish)
+    first = default_folder("invert", "a/t.pt", wish, "a5")
     assert first == Path("runs/invert-t-1")
     with open_run(first) as run:
-        run.settle({"requested": identity.as_json(wish), "config": {}})
-    assert default_folder("invert", "a/t.pt", wish) == first
-    assert default_folder("invert", "a/t.pt", {**wish, "seed": 1}) == Path("runs/invert-t-2")
+        wanted = {"requested": identity.as_json(wish), "teacher_sha256": "a5"}
+        run.settle({**wanted, "config": {}})
+    assert default_folder("invert", "a/t.pt", wish, "a5") == first
+    assert default_folder("invert", "a/t.pt", wish, "b6") == Path("runs/invert-t-2")
+    assert default_folder("invert", "a/t.pt", {**wish, "seed": 1}, "a5") == Path("runs/invert-t-2")
     with open_run(first) as run:
         run.finish({"images": 1})
-    assert default_folder("invert", "a/t.pt", wish) == Path("runs/invert-t-2")
-    assert default_folder("distill", "t.pt", wish) == Path("runs/distill-t-1")
-    assert default_folder("invert", "timm:x.y", wish) == Path("runs/invert-timm-x.y-1")
+    assert default_folder("invert", "a/t.pt", wish, "a5") == Path("runs/invert-t-2")
+    assert default_folder("distill", "t.pt", wish, "a5") == Path("runs/distill-t-1")
+    assert default_folder("invert", "timm:x.y", wish, "a5") == Path("runs/invert-timm-x.y-1")
 
 
 def test_a_default_folder_has_a_name_that_a_disk_can_hold(
@@ -307,15 +309,15 @@ def test_a_default_folder_has_a_name_that_a_disk_can_hold(
     monkeypatch.chdir(tmp_path)
     names = ["n" * 250 + ".pt", "n" * 240 + ".pt"]  # two runs all the same
     for number, name in enumerate(names, start=1):
-        folder = default_folder("invert", name, {"model": name})
+        folder = default_folder("invert", name, {"model": name}, "a5")
         assert folder == Path("runs") / f"invert-{'n' * 100}-{number}"
         with open_run(folder) as run:
-            run.settle({"requested": {"model": name}, "config": {}})
-        assert default_folder("invert", name, {"model": name}) == folder
+            run.settle({"requested": {"model": name}, "teacher_sha256": "a5", "config": {}})
+        assert default_folder("invert", name, {"model": name}, "a5") == folder
 
 
 def test_default_folders_that_cannot_be_seen_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "stat", refuse)
     line = r"^runs/invert-net-1: cannot be looked for \(Permission denied\); choose another --out$"
     with pytest.raises(RunError, match=line):
-        default_folder("invert", "net", {})
+        default_folder("invert", "net", {}, "a5")

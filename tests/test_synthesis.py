@@ -13,7 +13,7 @@ from dreamkd import models, synthesis
 from dreamkd.augment import draw_view
 from dreamkd.batch import Batch
 from dreamkd.config import settle
-from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8, twin
+from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8
 from dreamkd.errors import DivergedError, NoBatchNormError
 from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.models import Card, Classifier
@@ -305,14 +305,6 @@ def test_frozen_puts_everything_back(digits: Classifier) -> None:
         assert all(p.requires_grad for p in rest)
     finally:
         first.requires_grad_(True)
-
-
-def test_a_twin_shares_tensors_and_nothing_else(digits: Classifier) -> None:
-    copy = twin(digits.module)
-    for ours, theirs in zip(copy.parameters(), digits.module.parameters(), strict=True):
-        assert ours is theirs
-    copy.register_forward_pre_hook(lambda *_: None)
-    assert not digits.module._forward_pre_hooks
 
 
 def test_inputs_and_images_are_inverse_and_rounded() -> None:

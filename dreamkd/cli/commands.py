@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -26,7 +25,6 @@ from dreamkd.config import DistillConfig, EvalConfig, InspectConfig, InvertConfi
 from dreamkd.distributed import Workers
 from dreamkd.errors import ConfigError, DreamkdError
 from dreamkd.events import Note, OnEvent
-from dreamkd.files import exists
 
 ShouldStop = Callable[[], bool]
 
@@ -63,60 +61,19 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
 def inspect(config: InspectConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
     """List the batch-norm layers of a model and say whether it can be inverted."""
     del should_stop  # seconds of work and nothing to save
-    from dreamkd import data, inspection, models
+    from dreamkd.assessment import inspect as workflow
 
-    if config.save is not None and exists(Path(config.save), option="--save"):
-        raise ConfigError(f"--save {config.save}: is there already; choose another file")
-    weights: dict[str, Any] = (
-        {"pretrained": False, "device": "meta"} if config.no_pretrained else {}
-    )
-    stated = weights | config.load_arguments()
-    classifier = models.load(config.model, **stated, on_event=on_event)
-    on_event(Note(classifier.card.source))
-    images = None
-    if config.data is not None:
-        how = data.Preprocessing.of(classifier.card)
-        images = data.open_images(config.data, preprocessing=how, on_event=on_event)
-        images = images.wanted_by(classifier.card)
-        on_event(Note(images.source))
-    found = inspection.inspect(classifier, images, batch_size=config.batch_size)
-    if config.save is not None:
-        models.save(classifier, config.save)
-        on_event(Note(f"written: {config.save}"))
+    found = workflow(config, on_event=on_event)
     return Answer(found.to_json(), tables.inspection(found), found.error)
 
 
 def evaluate(config: EvalConfig, *, on_event: OnEvent, should_stop: ShouldStop) -> Answer:
     """Measure a model on labelled images."""
     del should_stop  # nothing to save
-    from dreamkd import data, evaluation, models
-    from dreamkd.engine import Runtime
+    from dreamkd.assessment import evaluate as workflow
 
-    runtime = Runtime.settle(config)
-    classifier = models.load(config.model, **config.load_arguments(), on_event=on_event)
-    on_event(Note(classifier.card.source))
-    teacher = None
-    if config.teacher is not None:
-        trust = config.trust_pickle
-        teacher = models.load_beside(config.teacher, trust_pickle=trust, on_event=on_event)
-        on_event(Note(f"teacher: {teacher.card.source}"))
-    given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
-    how = data.Preprocessing.of(classifier.card)
-    images = data.open_images(config.data, preprocessing=how, on_event=on_event)
-    images = images.wanted_by(classifier.card, **{k: v for k, v in given.items() if v is not None})
-    images = images.labelled_by(classifier.card, on_event=on_event)
-    on_event(Note(f"{images.source}; {runtime.describe()}"))
-    with runtime.active():
-        found = evaluation.evaluate(
-            classifier,
-            images,
-            teacher=teacher,
-            device=runtime.device,
-            precision=runtime.precision,
-            batch_size=config.batch_size,
-            on_event=on_event,
-        )
-    result = {"model": dataclasses.asdict(classifier.card), **found.to_json(), **runtime.settings()}
+    found, card, runtime = workflow(config, on_event=on_event)
+    result = {"model": dataclasses.asdict(card), **found.to_json(), **runtime.settings()}
     if not config.per_class:
         del result["per_class"]
     return Answer(result, tables.evaluation(found, per_class=config.per_class))

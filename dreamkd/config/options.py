@@ -128,8 +128,10 @@ class OptionField:
     def _parse_one(self, value: Any) -> Any:
         if self.option.auto and value == AUTO:
             return AUTO
-        parsed, shown = self._convert(value), _shown(value)
         o = self.option
+        if isinstance(value, bool) and {"on", "off"} <= {*o.choices}:
+            value = "on" if value else "off"
+        parsed, shown = self._convert(value), _shown(value)
         if o.choices and parsed not in o.choices:
             raise ConfigError(
                 f"{self.flag}: {shown} is not one of {', '.join(o.choices)}"
@@ -145,7 +147,8 @@ class OptionField:
 
     def _convert(self, value: Any) -> Any:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        wrong = ConfigError(f"{self.flag}: {_shown(value)} is not {names[self.kind]}")
+        legal = f"one of {', '.join(c)}" if (c := self.option.choices) else names[self.kind]
+        wrong = ConfigError(f"{self.flag}: {_shown(value)} is not {legal}")
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise wrong

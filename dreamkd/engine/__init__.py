@@ -12,7 +12,6 @@ from dreamkd.engine.modules import (
     on_device,
     renormalise,
     to_uint8,
-    twin,
 )
 from dreamkd.engine.runtime import Runtime
 from dreamkd.engine.schedule import rate
@@ -40,6 +39,5 @@ __all__ = [
     "require_memory",
     "spare_bytes",
     "to_uint8",
-    "twin",
     "worth_compiling",
 ]

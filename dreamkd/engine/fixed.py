@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamkd.copying import copied
 from dreamkd.engine.modules import lay_out
 from dreamkd.engine.runtime import Runtime
 
@@ -29,7 +29,7 @@ def fixed(model: nn.Module, *, runtime: Runtime, input_size: tuple[int, int, int
             were it left to the first step.
     """
     with torch.no_grad():
-        made = copy.deepcopy(model).eval().requires_grad_(False).to(runtime.device)
+        made = copied(model).eval().requires_grad_(False).to(runtime.device)
         for module in list(made.modules()):
             if type(module) in _PRODUCTS and runtime.dtype != torch.float32:
                 module.to(runtime.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -85,12 +84,6 @@ def _move(parameters: Sequence[nn.Parameter], layout: torch.memory_format) -> No
 
 def _in_usual_layout(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(each.contiguous() for each in inputs)
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A second module over the same tensors: hooks and training flags of one leave the other be."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, dict(shared))
 
 
 def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:

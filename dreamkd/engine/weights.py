@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import compress
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from dreamkd.config import DistillConfig
+from dreamkd.copying import copied
 
 
 def optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
@@ -37,7 +37,7 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         """Begin as `module` is; its tensors must stay where they are."""
-        self.module = copy.deepcopy(module).eval()
+        self.module = copied(module).eval()
         self._decay = decay
         ours, theirs = (tuple(m.state_dict().values()) for m in (self.module, module))
         # Found once: a step then takes two launches, however many tensors there are.

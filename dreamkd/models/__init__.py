@@ -5,7 +5,8 @@
 """
 
 from dreamkd.models.beside import load_beside
-from dreamkd.models.card import ONE_CLASS, Card, Classifier, extents
+from dreamkd.models.card import ONE_CLASS, Card, extents
+from dreamkd.models.classifier import Classifier
 from dreamkd.models.fresh import create, with_new_head
 from dreamkd.models.loading import is_file, load, save
 from dreamkd.models.zoo import Architecture, all_names, architectures, bundled, resolve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dreamkd.errors import ModelError, UnrecognisedError
 from dreamkd.events import OnEvent, ignore
-from dreamkd.models.card import Classifier
+from dreamkd.models.classifier import Classifier
 from dreamkd.models.loading import load
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
-from torch import nn
-
-from dreamkd import checkpoint
 from dreamkd.config import INTERPOLATIONS
 from dreamkd.errors import ModelError, nearest
-from dreamkd.models.given import checked, require_each
 
 #: Why a network without `Card.has_choice` can be neither inverted nor learned from.
 ONE_CLASS = "it has one class, and a softmax over one is 1 whatever the image"
@@ -125,85 +119,6 @@ def _require(card: Card, field: str, holds: bool, legal: str) -> None:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A network in eval mode and float32, with its card."""
-
-    module: nn.Module
-    card: Card
-
-    @classmethod
-    def of(
-        cls,
-        module: nn.Module,
-        *,
-        name: str,
-        num_classes: int,
-        input_size: tuple[int, int, int],
-        mean: float | tuple[float, ...],
-        std: float | tuple[float, ...],
-        class_names: tuple[str, ...] = (),
-    ) -> Self:
-        """Any trained network of one's own, which takes its place wherever a name would.
-
-        Args:
-            module: gives logits (B, num_classes) for normalised images (B, C, H, W); put into eval
-                mode and float32, and onto the CPU.
-            input_size: (C, H, W).
-            mean: per channel, of images in [0, 1]; a number for a single one.
-            std: per channel.
-
-        Raises:
-            ConfigError: a field is not of its kind, or not one for each channel or class.
-            ModelError: a field is out of its range, or the network is TorchScript.
-        """
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(f"{name}: TorchScript shows no layers; give the network itself")
-        stated = checked(
-            num_classes=num_classes,
-            input_size=input_size,
-            mean=mean,
-            std=std,
-            class_names=class_names or None,
-        )
-        if len(stated["input_size"]) == 3:
-            channels = stated["input_size"][0]
-            require_each(stated, num_classes=stated["num_classes"], channels=channels)
-        card = Card(
-            architecture=name,
-            weights="own",
-            source=name,
-            **stated,
-            interpolation="bicubic",
-            crop_pct=1.0,
-            parameters=parameters(module),
-            pretrained=True,
-        )
-        return cls(module.to("cpu", torch.float32).eval(), card)
-
-    def copy(self) -> Self:
-        """The same network in memory of its own."""
-        return replace(self, module=copy.deepcopy(self.module))
-
-    def sha256(self) -> str:
-        """Hash of the weights, whatever file they came from.
-
-        `num_batches_tracked` is left out: it is a counter of training, and many files lack it.
-        """
-        state = self.module.state_dict()
-        return checkpoint.sha256({k: v for k, v in state.items() if not is_counter(k)})
-
-
-def parameters(module: nn.Module) -> int:
-    """How many weights a network learns."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def is_counter(name: str) -> bool:
-    """Whether no output depends on a state dict entry: batch norm's count of batches, thop's."""
-    return name.rpartition(".")[2] in ("num_batches_tracked", "total_ops", "total_params")
 
 
 def extents(sizes: Iterable[int]) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dreamkd.models import normalisation
 from dreamkd.models.building import Defaults
-from dreamkd.models.card import Card, parameters
+from dreamkd.models.card import Card
+from dreamkd.models.classifier import parameters
 from dreamkd.models.zoo import Architecture
 
 #: What a file may leave unsaid.

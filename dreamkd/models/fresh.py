@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dreamkd.models import zoo
-from dreamkd.models.card import Card, Classifier, parameters
+from dreamkd.models.card import Card
+from dreamkd.models.classifier import Classifier, parameters
 
 
 def create(

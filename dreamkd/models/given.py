@@ -17,16 +17,34 @@ def checked(**stated: Any) -> dict[str, Any]:
 
     Raises: ConfigError: a value is not of its kind, or out of its range.
     """
-    fields = {field.name: field for field in options(EvalConfig)}
     given: dict[str, Any] = {}
     for name, value in stated.items():
         if value is None:
             continue
         plain = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
-        given[name] = _names(plain) if name == "class_names" else fields[name].parse(plain)
+        given[name] = _names(plain) if name == "class_names" else parsed(name, plain)
     if "input_size" in given:
         given["input_size"] = _size(given["input_size"])
     return given
+
+
+def parsed(name: str, value: Any) -> Any:
+    """The value of an option about models, as on the command line; None is one like any other.
+
+    Raises: ConfigError: it is not of its kind, or out of its range.
+    """
+    fields = {field.name: field for field in options(EvalConfig)}
+    return fields[name].parse(value)
+
+
+def text(name: str, value: Any) -> str:
+    """A value that must be text.
+
+    Raises: ConfigError: it is something else, or empty.
+    """
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name}: {str(value)[:80]!r} is not text")
+    return value
 
 
 def require_each(given: Mapping[str, Any], *, num_classes: int, channels: int) -> None:

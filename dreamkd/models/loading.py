@@ -16,9 +16,10 @@ from dreamkd.errors import ModelError
 from dreamkd.events import OnEvent, ignore
 from dreamkd.identity import is_path
 from dreamkd.models import recognition, zoo
-from dreamkd.models.card import Classifier, extents, from_metadata, to_metadata
+from dreamkd.models.card import extents, from_metadata, to_metadata
+from dreamkd.models.classifier import OWN, Classifier
 from dreamkd.models.expected import card_of, channels_of, completed, sized
-from dreamkd.models.given import checked, require_device, require_each
+from dreamkd.models.given import checked, parsed, require_device, require_each
 from dreamkd.models.wrapping import AVERAGE, Network, unwrapped
 from dreamkd.models.zoo import Architecture
 
@@ -74,7 +75,7 @@ def load(
         crop_pct=crop_pct,
     )
     device = require_device(device, pretrained=pretrained)
-    name: str = checked(model=spec)["model"]
+    name: str = parsed("model", spec)
     path = _path(name)
     if path is not None:
         return _from_file(
@@ -257,6 +258,12 @@ def _identified(
             network.state, where=str(path), hint=found.model_name, input_size=input_size
         )
         return architecture, how + network.said, network
+    if stated.startswith(OWN):
+        raise ModelError(
+            f"{path} holds weights of a network that was given in Python, {stated[len(OWN) :]!r}, "
+            "and not what computes with them: load_state_dict them into it and pass "
+            "dreamkd.Classifier.of(...), or pass --arch"
+        )
     architecture = zoo.resolve(stated)
     sizes = [input_size, architecture.defaults().input_size]
     network = unwrapped(

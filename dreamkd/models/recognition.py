@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dreamkd.errors import ModelError, UnrecognisedError
 from dreamkd.models.building import AUXILIARY
-from dreamkd.models.card import is_counter
+from dreamkd.models.classifier import is_counter
 from dreamkd.models.zoo import TO_GIVE_ONES_OWN, Architecture, architectures
 
 INDEX = Path(__file__).with_name("index.json")

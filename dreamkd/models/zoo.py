@@ -19,7 +19,8 @@ from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
 from dreamkd.models import from_cifar
 from dreamkd.models.building import Defaults, on_meta, seeded
-from dreamkd.models.card import extents, is_counter
+from dreamkd.models.card import extents
+from dreamkd.models.classifier import is_counter
 
 BUNDLED = Path(__file__).parent / "bundled"
 

@@ -80,3 +80,31 @@ def test_of_a_network_of_one_s_own() -> None:
         own(class_names=("a",))
     with pytest.raises(ModelError, match=r"^input_size is \(4, 4\); it must be \(C, H, W\) \(mine"):
         own(input_size=4)
+    with pytest.raises(
+        ConfigError, match=r"^mean: None is given; a network of one's own needs it$"
+    ):
+        own(mean=None)
+    names = np.array(["a", "b"])
+    card = own(class_names=names, interpolation="bilinear", crop_pct=0.875).card
+    assert (card.class_names, card.interpolation, card.crop_pct) == (("a", "b"), "bilinear", 0.875)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("resnet18", "mine: str is no network; give a torch.nn.Module"),
+        (nn.Linear, "mine: the class Linear is no network; give a torch.nn.Module"),
+        (nn.Linear(2, 2, device="meta"), "mine: it is on the meta device, without weights; give a"),
+    ],
+)
+def test_what_is_no_network_with_weights_is_refused(module: Any, line: str) -> None:
+    card = {"num_classes": 2, "input_size": (1, 4, 4), "mean": 0.5, "std": 0.25}
+    with pytest.raises(ModelError, match=f"^{line}"):
+        Classifier.of(module, name="mine", **card)
+    with pytest.raises(ConfigError, match=r"^name: '' is not text"):
+        Classifier.of(nn.Linear(2, 2), name="", **card)
+
+
+def test_nothing_is_no_name() -> None:
+    with pytest.raises(ConfigError, match=r"^MODEL: None is not text"):
+        models.load(None)

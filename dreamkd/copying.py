@@ -1,0 +1,69 @@
+"""Copies of networks, whatever they keep about themselves, for us to change as we need."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dreamkd.errors import ModelError, said
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """The same network in memory of its own.
+
+    Parts that `torch.compile` wrapped are copied without the wrapping, which would keep our hooks
+    from running; their names lose `_orig_mod`. Tensors that a pass left behind, such as a feature
+    that is kept to be looked at, become plain values.
+
+    Raises: ModelError: it holds what cannot be copied.
+    """
+    return _copied(model, {})
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second network over the same memory, in evaluation mode, otherwise as of `copied`.
+
+    Modes, hooks, devices and what learns of one leave the other be; weights that change in place
+    change in both.
+    """
+    shared: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
+    for parameter in model.parameters():
+        learns = parameter.requires_grad
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=learns)
+    return _copied(model, shared).eval()
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Args: memo: what stands for a tensor, by its id; filled as it is copied."""
+    try:
+        with _Values():
+            for part in reversed(list(model.modules())):  # those inside others first
+                if type(part).__name__ == "OptimizedModule":
+                    memo[id(part)] = copy.deepcopy(part._modules["_orig_mod"], memo)
+            made: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:  # whatever an attribute says that was not made to be copied
+        kind = type(model).__name__
+        raise ModelError(
+            f"a network of type {kind} cannot be copied: {said(error)}; keep what cannot be copied "
+            "outside it"
+        ) from error
+    return made
+
+
+class _Values(TorchFunctionMode):
+    """Copies of tensors that were computed are values, which torch would refuse to copy."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
