@@ -25,12 +25,12 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A second network over the same memory, in evaluation mode, otherwise as of `copied`.
+    """A second network over the same weights, in evaluation mode, otherwise as of `copied`.
 
-    Modes, hooks, devices and what learns of one leave the other be; weights that change in place
-    change in both.
+    Modes, hooks, devices, what learns of one, and what it keeps in its buffers leave the other be;
+    weights that change in place change in both.
     """
-    shared: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
+    shared: dict[int, Any] = {}
     for parameter in model.parameters():
         learns = parameter.requires_grad
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=learns)

@@ -27,11 +27,12 @@ from dreamkd.job import Job
 from dreamkd.materials import Materials, Own
 from dreamkd.models import Classifier
 from dreamkd.outcome import accuracies, save, wants_baseline
-from dreamkd.preparation import coarsest, keep, prepare, settled, try_out
+from dreamkd.preparation import factors, keep, prepare, settled
 from dreamkd.randomness import alone
 from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.softlabels import Recorder, Stored
+from dreamkd.trial import try_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,8 @@ def _lead(
     Runtime.settle(config)
     _refuse_to_share(decided, workers)
     for network in filter(None, (teacher, rival)):
-        try_out(network, factor=coarsest(decided))
+        for factor in factors(decided):
+            try_out(network, factor=factor, synthesis=decided.recipe != "offline")
     try_out(student, training=True)
     requested, weights = requested_settings(config), teacher.sha256()
     folder = Path(config.out or default_folder("distill", config.teacher, requested, weights))

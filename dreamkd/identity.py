@@ -63,19 +63,27 @@ def installed(package: str) -> str:
         raise RunError(f"{package} is not installed: python -m pip install {source}") from None
 
 
+#: Values of settings that leave them to be decided.
+_OPEN: tuple[Any, ...] = ("auto", [])
+
+
 def differing(
     requested: Mapping[str, Any], *, then: Mapping[str, Any], decided: Mapping[str, Any]
 ) -> list[str]:
-    """In words, the settings that are not what was asked for then, or what was decided then.
+    """In words, the settings that are not what was asked for then.
 
-    `auto` and the value it led to are the same wish.
+    What was left open and the value it led to are the same wish; so are all the settings as they
+    were decided. Of a wish that was given, what became of it is not: a plan's steps are no plan.
     """
-    return [
-        f"{name} is {decided.get(name)!r} there and {value!r} here"
-        for name, value in requested.items()
-        if value not in (then.get(name), decided.get(name))
-        and not (name in BY_CONTENT and _moved(name, value, then.get(name)))
-    ]
+    if all(_same(name, value, decided.get(name)) for name, value in requested.items()):
+        return []
+    lines = []
+    for name, value in requested.items():
+        asked, became = then.get(name), decided.get(name)
+        kept = _same(name, value, became)
+        if not _same(name, value, asked) and not (asked in _OPEN and kept):
+            lines.append(f"{name} is {(asked if kept else became)!r} there and {value!r} here")
+    return lines
 
 
 def differing_versions(then: Mapping[str, Any]) -> list[str]:
@@ -94,6 +102,10 @@ def apart(then: Any, now: Any) -> tuple[Any, Any]:
     keys = [key for key in then | now if then.get(key) != now.get(key)]
     pairs = {key: apart(then.get(key), now.get(key)) for key in keys}
     return {key: a for key, (a, _) in pairs.items()}, {key: b for key, (_, b) in pairs.items()}
+
+
+def _same(name: str, value: Any, then: Any) -> bool:
+    return bool(value == then) or (name in BY_CONTENT and _moved(name, value, then))
 
 
 def _moved(name: str, value: Any, then: Any) -> bool:

@@ -28,9 +28,10 @@ from dreamkd.layout import Layout
 from dreamkd.models import Classifier
 from dreamkd.pace import Pace
 from dreamkd.partners import Partners
-from dreamkd.preparation import coarsest, keep, prepare, require_same, settled, try_out
+from dreamkd.preparation import factors, keep, prepare, require_same, settled
 from dreamkd.runs import Run, default_folder, open_run
 from dreamkd.sequence import SMALLER, Chain, sequential
+from dreamkd.trial import try_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +108,15 @@ def _lead(
     decided = settled(config, teacher, student=partners.student)
     _refuse_to_share(decided, workers)
     for network in filter(None, (teacher, partners.student)):
-        try_out(network, factor=coarsest(decided))
+        for factor in factors(decided):
+            try_out(network, factor=factor, synthesis=True)
     requested, weights = requested_settings(config), teacher.sha256()
     folder = Path(config.out or default_folder("invert", config.model, requested, weights))
     with open_run(folder) as run:
         on_event = run.listener(on_event)
+        if config.format == "folder" and len(layout.classes) < teacher.card.num_classes:
+            made = f"{len(layout.classes)} of {teacher.card.num_classes} classes are made"
+            on_event(Hint(f"{made}: ImageFolder numbers those from 0, unlike the records"))
         should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
 
         def check(config: InvertConfig) -> None:
@@ -138,6 +143,8 @@ def _lead(
             plan = layout.batches(config, made=bank.lines)
             if config.method != "deepdream" and any(stop - start == 1 for start, stop in plan):
                 on_event(Hint("a batch is of a single image, whose statistics are matched alone"))
+            if run.images > layout.count:
+                on_event(Hint(f"it holds {run.images} images, more than asked for, and keeps them"))
             assignment = _Assignment(config, folder, plan, bank.held(range(len(plan))))
             # What a sequential run carries past its last batch is part of its end too.
             finished = run.result is not None and all(assignment.held)

@@ -88,7 +88,7 @@ def parse_weights(
             named = parse_classes(names, num_classes=num_classes, class_names=class_names)
         except ConfigError as error:
             raise ConfigError(str(error).replace("--classes", "--class-weights")) from None
-        for label in named:
+        for label in named if names.strip() != "all" else classes:
             if label not in weights:
                 raise ConfigError(f"--class-weights: class {label} is not among --classes")
             weights[label] = weight

@@ -145,10 +145,17 @@ def of_batch(calls: Sequence[Moments]) -> Moments:
 def of_images(calls: Sequence[Moments], *, count: int) -> Moments:
     """Likewise of each of `count` images by itself, (count, C).
 
-    Networks that fold positions into the batch dimension keep an image's rows together.
+    Networks that fold positions into the batch dimension keep an image's rows together. Rows that
+    are not of images, such as those of a parameter, are the same for each.
     """
-    each = [[rows.view(count, -1, rows.shape[1]).mean(1) for rows in call] for call in calls]
+    each = [[_of_each(rows, count) for rows in call] for call in calls]
     return Moments(*(torch.cat(values, 1) for values in zip(*each, strict=True)))
+
+
+def _of_each(rows: Tensor, count: int) -> Tensor:
+    if len(rows) % count:
+        return rows.mean(0).expand(count, -1)
+    return rows.view(count, -1, rows.shape[1]).mean(1)
 
 
 def blend(parts: Sequence[Moments], weights: Sequence[float | Tensor]) -> Moments:

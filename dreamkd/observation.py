@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamkd.augment import View, see
-from dreamkd.batchnorm import stored, watch
+from dreamkd.batchnorm import defect, layers, stored, watch
 from dreamkd.copying import twin
 from dreamkd.engine import normalise
 from dreamkd.errors import NoBatchNormError
@@ -18,7 +18,7 @@ from dreamkd.models import Classifier
 from dreamkd.moments import Moments, Stored, distances, of_images, sampling_level
 from dreamkd.resampling import resample, resampling
 
-#: Images in one forward pass, which is in float32.
+#: Images in one forward pass, which is in float32, at most.
 _CHUNK = 64
 
 
@@ -47,6 +47,7 @@ class Observer:
         *,
         prior: Classifier | None = None,
         border: str = "wrap",
+        chunk: int = _CHUNK,
         device: str,
     ) -> None:
         """Prepare.
@@ -54,10 +55,12 @@ class Observer:
         Args:
             prior: the network whose statistics are matched, if not the teacher.
             border: of the views that images are looked at through.
+            chunk: images that fit in a pass, at least.
         """
         self._teacher = teacher
         self._prior = prior
         self._border = border
+        self._chunk = min(chunk, _CHUNK)
         self._device = device
         self._stack = ExitStack()
 
@@ -68,9 +71,10 @@ class Observer:
         ]
         self._module, self._watched_module = modules[0], modules[-1]
         self._stored: Stored | None = None
+        card = networks[-1].card
         with suppress(NoBatchNormError):
-            card = networks[-1].card
-            self._stored = stored(self._watched_module, card.input_size, name=card.architecture)
+            if not any(map(defect, layers(self._watched_module))):  # else no number comes of it
+                self._stored = stored(self._watched_module, card.input_size, name=card.architecture)
         self._watched = self._stack.enter_context(watch(self._watched_module))
         return self
 
@@ -85,8 +89,8 @@ class Observer:
         """
         logits, found = [], []
         black = torch.zeros(images.shape[1], 1, 1, device=self._device)
-        for start in range(0, len(images), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(images), self._chunk):
+            part = slice(start, start + self._chunk)
             chunk = images[part].to(self._device)
             if view is not None:
                 chunk = see(chunk / 255, view.part(part), border=self._border, black=black)

@@ -10,15 +10,15 @@ import torch
 
 from dreamkd import batchnorm, calibration
 from dreamkd.config import DistillConfig, InvertConfig, LimitConfig, OutputConfig, merge, settle
-from dreamkd.copying import copied, twin
+from dreamkd.copying import twin
 from dreamkd.course import stages
 from dreamkd.engine import Runtime, Work, enough_memory, worth_compiling
-from dreamkd.errors import ModelError, RunError
+from dreamkd.errors import RunError
 from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
-from dreamkd.models import ONE_CLASS, Classifier, extents
+from dreamkd.models import Classifier
 from dreamkd.runs import Run
-from dreamkd.samples import MAX_SIDE
+from dreamkd.trial import runs
 
 Config = TypeVar("Config", InvertConfig, DistillConfig)
 
@@ -65,7 +65,13 @@ def prepare(
             config, teacher, runtime=runtime, prior=prior, student=student, on_event=on_event
         )
         if config.compile == "auto":
-            calls = batchnorm.trace(twin(teacher.module), torch.zeros(1, *teacher.card.input_size))
+            calls = [
+                call
+                for network in filter(None, (teacher, prior, student))
+                for call in batchnorm.trace(
+                    twin(network.module), torch.zeros(1, *network.card.input_size)
+                )
+            ]
             earns = worth_compiling(calls, work(config), device=runtime.device)
             config = replace(config, compile="on" if earns else "off")
     return config, runtime
@@ -163,7 +169,10 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
         config = replace(config, budget_minutes=None, warmup="auto")
     decided = settle(config, input_size=teacher.card.input_size, std=teacher.card.std)
     alike = batchnorm.layers(teacher.module) and all(
-        _runs(network, factor=coarsest(decided)) for network in filter(None, (teacher, student))
+        runs(network, factor=factor)
+        for network in filter(None, (teacher, student))
+        for factor in factors(decided)
+        if factor > 1
     )
     if not config.stages and not alike:
         # A transformer does not run at half its size, or is another network there.
@@ -171,9 +180,9 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
     return merge(type(config), _all(decided))
 
 
-def coarsest(config: Config) -> int:
-    """By how much images are shrunk in the first of the stages that has a step, if any are made."""
-    return 1 if config.image_steps == "auto" else next(iter(stages(config)))[0]
+def factors(config: Config) -> list[int]:
+    """By how much images are shrunk in each of the stages that has a step; 1 if none are made."""
+    return [1] if config.image_steps == "auto" else [factor for factor, _ in stages(config)]
 
 
 def _measured(
@@ -221,60 +230,6 @@ def _measured(
             )
         config = replace(config, jitter_border=border)
     return config
-
-
-def try_out(classifier: Classifier, *, factor: int = 1, training: bool = False) -> None:
-    """Run two blank images through a copy: better now than after an hour.
-
-    Args:
-        factor: by which the images are shrunk on both sides.
-        training: as a student, of which something must learn.
-
-    Raises:
-        ModelError: the network does not run at its input size, or takes images that no shard holds;
-            or has one class; or what learns of a student does not reach its logits.
-    """
-    card = classifier.card
-    channels, height, width = card.input_size
-    shape = (channels, height // factor, width // factor)
-    size = extents(shape)
-    if max(height, width) > MAX_SIDE:
-        raise ModelError(f"no file of a run holds images of {size}: a side is at most {MAX_SIDE}")
-    if not card.takes_pictures:
-        raise ModelError(f"{card.architecture}: images are grey or RGB, not {size}")
-    if not card.has_choice:
-        raise ModelError(f"{card.architecture}: {ONE_CLASS}; choose a network of two or more")
-    # In evaluation mode nothing changes, so that a large teacher need not be copied.
-    probe = copied(classifier.module) if training else twin(classifier.module)
-    try:
-        # Some drop units at random.
-        with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
-            outputs = probe.train(training)(torch.zeros(2, *shape))
-    except Exception as error:  # whatever an operation says of a shape it cannot take
-        raise ModelError(
-            f"{card.architecture} does not run on images of {size}: {error}; choose another network"
-            ", --input-size or --stages"
-        ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, card.num_classes):
-        whole = isinstance(outputs, torch.Tensor)
-        got = extents(outputs.shape) if whole else f"a value of type {type(outputs).__name__}"
-        raise ModelError(
-            f"{card.architecture} gives {got} for 2 images, not a row of {card.num_classes} logits "
-            "for each; choose another network, or one around it that gives them"
-        )
-    if training and not outputs.requires_grad:
-        raise ModelError(
-            f"{card.architecture}: none of the parameters that learn reaches its logits; choose "
-            "another --student"
-        )
-
-
-def _runs(classifier: Classifier, *, factor: int) -> bool:
-    try:
-        try_out(classifier, factor=factor)
-    except ModelError:
-        return False
-    return True
 
 
 def _all(config: InvertConfig | DistillConfig) -> dict[str, Any]:

@@ -57,12 +57,6 @@ class Synthesiser:
         self._refined: Pixels | None = None  # what the images become, if their pixels are refined
         if refining_steps(config):
             self._refined = self._parameterised(Pixels, clip=config.clip != "off")
-        self._observer = Observer(
-            self.teacher,
-            prior=objective.prior,
-            border=config.border(),
-            device=self.runtime.device,
-        )
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: Average | None = None
         self._weightless: Average | None = None
@@ -95,7 +89,15 @@ class Synthesiser:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._objective)
-        self._observe = self._stack.enter_context(self._observer)
+        self._observe = self._stack.enter_context(
+            Observer(
+                self.teacher,
+                prior=self._objective.prior,
+                border=self.config.border(),
+                chunk=int(self.config.image_chunk),
+                device=self.runtime.device,
+            )
+        )
         if self._momentum > 0:
             # Where there is none, one without weight: the compiler sees one kind of call.
             blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
@@ -190,8 +192,9 @@ class Synthesiser:
         Raises: DivergedError.
         """
         labels = attempt.labels
-        average = (self._average if course.averaged else None) or self._weightless
+        former = (self._average if course.averaged else None) or self._weightless
         for factor, steps in course.stages:
+            average = former if factor == 1 else self._weightless  # of full resolution
             optimizer = course.optimizer(images)
             for step in range(steps):
                 course.set_rate(optimizer, step, steps)
@@ -229,7 +232,7 @@ class Synthesiser:
         if attempt.best is not None:
             # What the last step made has not been looked at yet.
             view, compete = self._view(1, attempt), attempt.compete
-            scores = self._objective(x, labels, view, compete=compete, average=average).scores
+            scores = self._objective(x, labels, view, compete=compete, average=former).scores
             attempt.best.offer(x, scores)
         return x
 

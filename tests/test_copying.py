@@ -61,15 +61,17 @@ def test_a_copy_has_memory_of_its_own_and_the_same_modes() -> None:
         assert again.state_dict()[name].data_ptr() != values.data_ptr()
 
 
-def test_a_twin_shares_memory_and_nothing_else() -> None:
+def test_a_twin_shares_weights_and_nothing_else() -> None:
     model = KeepsFeatures()
     model.head.bias.requires_grad_(False)
     again = twin(model)
     assert [p.requires_grad for p in again.parameters()] == [
         p.requires_grad for p in model.parameters()
     ]
-    for name, values in model.state_dict().items():
-        assert again.state_dict()[name].data_ptr() == values.data_ptr()
+    for name, values in model.named_parameters():
+        assert again.get_parameter(name).data_ptr() == values.data_ptr()
+    for name, values in model.named_buffers():
+        assert again.get_buffer(name).data_ptr() != values.data_ptr()
     assert not any(module.training for module in again.modules())
     assert all(module.training for module in model.modules())
     again.requires_grad_(False).to(torch.float64).register_forward_pre_hook(lambda *_: None)

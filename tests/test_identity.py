@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,26 @@ def test_a_moved_file_without_an_ending_is_known_by_its_hash(
     models.save(models.with_new_head(digits, num_classes=10), "moved/net")
     with pytest.raises(RunError, match="made with teacher"):
         invert(invert_config(model="moved/net", out="run"))
+
+
+WISH = {"scale": 0.5, "weight": "auto", "stages": [], "seed": 0}
+DECIDED = {"scale": "auto", "weight": 0.28, "stages": [1], "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("requested", "others"),
+    [
+        (WISH, []),
+        (WISH | {"weight": 0.28, "stages": [1]}, []),
+        (DECIDED, []),  # all of it, from the run's own file
+        (WISH | {"scale": "auto"}, ["scale is 0.5 there and 'auto' here"]),
+        (WISH | {"weight": 0.3}, ["weight is 0.28 there and 0.3 here"]),
+        (DECIDED | {"seed": 1}, ["scale", "seed"]),
+    ],
+)
+def test_what_became_of_a_wish_is_not_the_wish(requested: Any, others: list[str]) -> None:
+    found = identity.differing(requested, then=WISH, decided=DECIDED)
+    assert [line[: len(other)] for line, other in zip(found, others, strict=True)] == others
 
 
 def test_a_default_folder_is_named_without_any_ending(

@@ -335,6 +335,31 @@ def test_one_image_more_is_a_batch_of_its_own(tmp_path: Path, method: str) -> No
     assert hints == ([alone] if method == "deepinversion" else [])
 
 
+def test_folders_of_some_classes_are_numbered_by_others_from_0(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    for name, classes in (("some", "3,1"), ("all", "all")):
+        given = {"classes": classes, "per_class": 2, "format": "folder"}
+        invert(invert_config(out=str(tmp_path / name), **given), on_event=heard.append)
+    hints = [event.text for event in heard if isinstance(event, Hint)]
+    told = "2 of 10 classes are made: ImageFolder numbers those from 0, unlike the records"
+    assert hints == [told]
+
+
+def test_fewer_per_class_than_there_are_is_told(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    heard: list[Event] = []
+    given = {"out": str(tmp_path / "run"), "per_class": 1}
+    assert invert(invert_config(**given), on_event=heard.append).images == 40
+    assert Hint("it holds 40 images, more than asked for, and keeps them") in heard
+
+
+def test_a_scale_that_was_asked_for_is_not_forgotten(tmp_path: Path) -> None:
+    given = {"out": str(tmp_path / "run"), "per_class": 2}
+    invert(invert_config(r_feature_scale=0.5, **given))
+    with pytest.raises(RunError, match=r"r_feature_scale is 0\.5 there and 'auto' here"):
+        invert(invert_config(**given))
+
+
 def test_classes_may_all_be_rarer_than_one_a_round(tmp_path: Path) -> None:
     """Rounds without an image have no labels, and no other kind of label."""
     rare = {"classes": "0-1", "class_weights": "0:0.5,1:0.2", "per_class": 10}

@@ -101,11 +101,18 @@ def test_a_share_is_what_it_is_on_paper(weight: float, rounds: int, images: int)
         ("dog:0.5", [1, 0.5, 1]),
         ("0-1:0,shark: fin:1000", [0, 0, 1000]),
         ("0:2,0:3", [3, 1, 1]),
+        ("all:2,dog:3", [2, 3, 2]),
     ],
 )
 def test_parse_weights(text: str | None, weights: list[float]) -> None:
     names = ("cat", "dog", "shark: fin")
     assert parse_weights(text, [0, 1, 2], num_classes=3, class_names=names) == weights
+
+
+def test_all_are_those_that_are_made() -> None:
+    assert parse_weights("all:2,3:1", [3, 1], num_classes=5) == [1, 2]
+    with pytest.raises(ConfigError, match="class 0 is not among --classes"):
+        parse_weights("0-4:2", [3, 1], num_classes=5)
 
 
 @pytest.mark.parametrize("part", ["0:1000.5", "0:-1", "0:nan", "0:", "0", "0:x"])

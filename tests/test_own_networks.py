@@ -109,6 +109,7 @@ KINDS = (
     PartlyFunctional,
     ChangesItsInput,
 )
+CIFAR = "cifar10_resnet20"
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -275,6 +276,118 @@ def own_digits(*, whole: bool = False) -> Classifier:
     module = torch.compile(known.module, backend="eager") if whole else known.module
     card = {"num_classes": 10, "input_size": (1, 16, 16), "mean": 0.3, "std": 0.35}
     return Classifier.of(module, name="cifar_resnet8", **card)
+
+
+class FixedHead(Textbook):
+    """Runs at one size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8 * 12 * 12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, bn in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
+            x = F.pad(F.relu(bn(conv(x))), (1, 1, 1, 1))
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize(("side", "stages", "failing"), [(24, "1,1", "24x24"), (12, "1,1", "6x6")])
+def test_every_stage_is_tried_before_the_run(
+    side: int, stages: str, failing: str, tmp_path: Path
+) -> None:
+    network = trained(FixedHead)
+    sized = replace(network, card=replace(network.card, input_size=(3, side, side)))
+    with pytest.raises(ModelError, match=f"^own:mine does not run on images of 3x{failing}: "):
+        dreamkd.invert(sized, stages=stages, per_class=2, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+class Doubles(KeepsAList):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2)
+
+
+class DoublesInPlace(KeepsAList):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+def test_others_see_the_images_that_a_network_changed(tmp_path: Path) -> None:
+    """A prior, a rival, and a teacher that comes after its student."""
+    made = []
+    for kind in (Doubles, DoublesInPlace):
+        teacher, out = trained(kind), tmp_path / kind.__name__
+        how = {"jitter": 0, **QUICK}
+        run = dreamkd.invert(teacher, bn_prior=CIFAR, per_class=2, out=out / "images", **how)
+        images = [image for image, _, _ in dreamkd.read(run)]
+        found = dreamkd.distill(teacher, trained(kind), rounds=1, out=out / "d", **how, **STUDENT)
+        images += [image for image, _, _ in dreamkd.read(found)]
+        made.append([*images, *load_file(found.student).values()])
+    assert len(made[0]) == len(made[1])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+class NormsAParameter(Textbook):
+    """Its third batch norm is called on five rows, whatever the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.of_rows = nn.Parameter(torch.randn(5, 8)), nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn2(self.conv2(self.bn1(self.conv1(x)))).mean((2, 3))
+        return self.head(x + self.of_rows(self.rows).mean(0))
+
+
+class Cuts(Textbook):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class InsistsOnLayout(Textbook):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.is_contiguous()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [NormsAParameter, InsistsOnLayout])
+def test_odd_habits_do_not_hinder(kind: type[nn.Module], tmp_path: Path) -> None:
+    found = dreamkd.invert(trained(kind), per_class=2, out=tmp_path / "run", **QUICK)
+    assert found.images == 6
+
+
+@pytest.mark.parametrize("method", ["deepdream", "deepinversion"])
+def test_no_image_is_formed_without_a_gradient(method: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^own:mine: no gradient of its logits reaches the image"):
+        dreamkd.invert(trained(Cuts), method=method, per_class=2, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_that_are_no_numbers_are_not_measured(tmp_path: Path) -> None:
+    network, out = trained(Textbook), tmp_path / "run"
+    network.module.bn1.running_var[0] = torch.inf
+    with pytest.raises(NoBatchNormError, match="bn1: variance is NaN or infinite in 1 channels"):
+        dreamkd.invert(network, per_class=2, out=out, **QUICK)
+    assert dreamkd.invert(network, method="deepdream", per_class=2, out=out, **QUICK).r_feature == 0
+
+
+def test_a_buffer_that_a_pass_changes_stays(tmp_path: Path) -> None:
+    class Counts(Textbook):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return super().forward(x)
+
+    network = trained(Counts)
+    before = float(network.module.passes)
+    for _ in range(2):  # it is the same network for the run it made
+        dreamkd.invert(network, per_class=2, out=tmp_path / "run", **QUICK)
+    assert float(network.module.passes) == before
 
 
 def test_torchscript_is_refused_in_one_line() -> None:

@@ -143,6 +143,35 @@ def test_statistics_are_reported_of_the_views_that_they_are_matched_in(
     assert not torch.equal(batch.confidences, seen.confidences)
 
 
+@pytest.mark.parametrize("chunk", [3, 64, 100])
+def test_no_more_images_are_looked_at_at_once_than_fit(digits: Classifier, chunk: int) -> None:
+    seen: list[int] = []
+    images = torch.zeros((70, 1, 16, 16), dtype=torch.uint8)
+    with Observer(digits, chunk=chunk, device="cpu") as observe:
+        observe._module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        observe(images, torch.zeros(70, dtype=torch.int64))
+    most = min(chunk, 64)
+    assert seen == [*[most] * (70 // most), *([70 % most] if 70 % most else [])]
+
+
+def test_former_batches_count_at_full_resolution_alone(digits: Classifier) -> None:
+    """What is averaged is of images at full resolution."""
+    given = {"stages": "1,1", "image_steps": 4, "bn_momentum": 0.5, "keep": "best"}
+    weights: list[tuple[int, float]] = []
+    with synthesiser_of(digits, **given) as synthesiser:
+        plain = synthesiser._objective.__call__
+
+        def told(*arguments: Any, **named: Any) -> Any:
+            weights.append((named.get("factor", 1), float(named["average"].momentum)))
+            return plain(*arguments, **named)
+
+        synthesiser._objective = told
+        told.term_names = plain.__self__.term_names
+        for k in range(2):
+            synthesiser.batch(LABELS, generator=generator_for(0, "batch", k))
+    assert weights == [(2, 0)] * 2 + [(1, 0)] * 3 + [(2, 0)] * 2 + [(1, 0.5)] * 3
+
+
 def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:
     student = models.create(
         "cifar_resnet8",
@@ -218,7 +247,7 @@ def test_models_are_left_as_they_were(digits: Classifier) -> None:
     module.train()
     try:
         before = {k: v.clone() for k, v in module.state_dict().items()}
-        config = settle(invert_config(), input_size=digits.card.input_size)
+        config = settle(invert_config(image_chunk=9), input_size=digits.card.input_size)
         synthesiser = Synthesiser(Objective(digits, config, runtime=Runtime.settle(config)))
         with pytest.raises(ZeroDivisionError), synthesiser:
             raise ZeroDivisionError
@@ -243,8 +272,13 @@ def test_divergence_names_term_step_and_batch(digits: Classifier) -> None:
 
 
 def test_pixels_that_the_last_step_made_infinite_are_not_stored(digits: Classifier) -> None:
-    with pytest.raises(DivergedError, match="pixels became NaN or infinite at step 1 of 1 of the"):
-        synthesise(digits, image_lr=1e40, clip="off", image_steps=1)
+    synthesiser = synthesiser_of(digits, clip="off", image_steps=1)
+    synthesiser.config = replace(synthesiser.config, image_lr=1e40)  # no option is as large
+    with (
+        synthesiser,
+        pytest.raises(DivergedError, match="pixels became NaN or infinite at step 1 of 1 of the"),
+    ):
+        synthesiser.batch(LABELS, generator=generator_for(0, "batch", 0))
 
 
 @pytest.mark.parametrize("images", ["pixels", "generator"])

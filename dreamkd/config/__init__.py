@@ -1,6 +1,7 @@
 """Every setting of every command: frozen dataclasses whose fields document themselves.
 
-`options` holds the mechanism (fields with help, range and symbol; parsing; merging), `commands`,
+`options` holds the mechanism (fields with help, range and symbol; parsing; merging), `files` reads
+those that are kept in one, `commands`,
 `shared`, `images` and `student` the settings, `presets` what `auto` means. The command line and
 docs/cli.md are generated from them.
 """
@@ -13,8 +14,9 @@ from dreamkd.config.commands import (
     InspectConfig,
     InvertConfig,
 )
+from dreamkd.config.files import read_file
 from dreamkd.config.images import BY_PRESET, CompetitionConfig, ImageConfig
-from dreamkd.config.options import Option, OptionField, merge, option, options, read_file
+from dreamkd.config.options import Option, OptionField, merge, option, options
 from dreamkd.config.presets import OTHER_IMAGES, PRESETS, settle
 from dreamkd.config.shared import LimitConfig, ModelConfig, OutputConfig, RuntimeConfig
 

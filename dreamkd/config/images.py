@@ -107,8 +107,8 @@ class ImageConfig:
         group=IMAGES,
         choices=("auto", *BORDERS),
         help="what a shift brings in: the other side, black, or the image mirrored; auto: of the "
-        "latter two what the teacher's statistics fit in a short trial, for inputs of 32 to 63 px "
-        "with --preset fast, else wrap",
+        "latter two what the statistics that are matched fit in a short trial, for inputs of 32 to "
+        "63 px with --preset fast, else wrap",
     )
     flip: str = option(
         "auto",

@@ -11,28 +11,28 @@ so that every illegal value is refused with the same line.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import reprlib
 import sys
-import tomllib
 import types
 import typing
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from dreamkd.errors import ConfigError, nearest
 
 AUTO = "auto"
 
-_FILE_LIMIT = 2**24
 
 #: No whole number is larger: torch counts in 64 bits.
 LARGEST = 2**63 - 1
+
+#: Nor any other: it computes in single precision.
+LARGEST_FLOAT = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,10 @@ class OptionField:
             )
         if isinstance(parsed, float) and not math.isfinite(parsed):
             raise ConfigError(f"{self.flag}: {shown} is not a finite number")
+        if self.kind is float and abs(parsed) > LARGEST_FLOAT:
+            raise ConfigError(
+                f"{self.flag}: {shown} is out of range; it is beyond single precision"
+            )
         if self.kind is int and abs(parsed) > LARGEST:
             raise ConfigError(f"{self.flag}: {shown} is out of range; it has more than 64 bits")
         if self.kind in (int, float) and not self._within(parsed):
@@ -241,37 +245,6 @@ def merge(
     if check is not None:
         check()
     return built
-
-
-def read_file(path: Path, *, known: Container[str]) -> dict[str, Any]:
-    """The settings in a TOML or JSON file, or in a run's `resolved.json` (its `config`).
-
-    Args: known: the names of options; with a table `config` none may stand outside of it.
-    Raises: ConfigError: missing, unreadable, or not a table of settings.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_FILE_LIMIT + 1)
-        if len(content) > _FILE_LIMIT:
-            raise ConfigError(f"--config {path}: larger than 16 MiB, so not a file of settings")
-        text = content.decode("utf-8-sig")  # editors may begin it with a mark
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise ConfigError(f"--config {path}: not valid TOML or JSON ({error})") from None
-    if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        # What a run records beside them, such as its teacher, may have the name of an option.
-        outside = () if "requested" in values else values
-        if key := next((key for key in outside if key.replace("-", "_") in known), None):
-            raise ConfigError(
-                f"--config {path}: {key} is given beside the table 'config'; "
-                "put all settings into that table, or none"
-            )
-        values = values["config"]
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: expected a table of settings")
-    return values
 
 
 def check_bases(config: type, instance: Any) -> None:

@@ -127,7 +127,8 @@ class SeedConfig:
         "auto",
         group=RUN,
         choices=("auto", "on", "off"),
-        help="torch.compile the step; auto compiles where the job is long enough to earn it back",
+        help="torch.compile the step; auto compiles where the job is long enough to earn it back, "
+        "by a rule about batch-norm layers: never without any",
     )
 
 

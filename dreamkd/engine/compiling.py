@@ -44,7 +44,7 @@ def worth_compiling(calls: Sequence[Call], work: Work, *, device: str) -> bool:
     a fifth.
 
     Args:
-        calls: the batch-norm calls of a forward pass on one image.
+        calls: the batch-norm calls of a forward pass on one image, of all networks of a step.
         device: where it is computed.
     """
     cost = work.graphs * (15 + len(calls))

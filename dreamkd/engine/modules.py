@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dreamkd.models import Card
 
@@ -48,14 +50,18 @@ def lay_out(model: nn.Module, input_size: tuple[int, int, int]) -> Callable[[], 
     """Put the channels of the weights last, the fastest layout: images then may be given likewise.
 
     A network that flattens by `view` does not run so, though it does otherwise. Its weights stay as
-    they are, and a hook gives it images in the usual layout.
+    they are, and a hook gives it images in the usual layout. One that changes its images in place
+    gets some of its own, since others look at the same.
 
-    Args: input_size: (C, H, W) of a blank image that the network is run on.
+    Args: input_size: (C, H, W) of an image that the network is run on.
     Returns: what undoes it.
     """
-    if _in_usual_layout in model._forward_pre_hooks.values():
+    hooks = {_in_usual_layout, _of_its_own}
+    if hooks & {*model._forward_pre_hooks.values()}:
         return lambda: None  # found out before; weights that a recorded step reads stay in place
-    blank = torch.zeros(1, *input_size, device=_home(model))
+    # From -1 to 1: whatever is done to the images shows in some.
+    ramp = torch.linspace(-1, 1, math.prod(input_size), device=_home(model)).view(1, *input_size)
+    handles: list[RemovableHandle] = []
     moved = [
         parameter
         for parameter in model.parameters()
@@ -63,23 +69,31 @@ def lay_out(model: nn.Module, input_size: tuple[int, int, int]) -> Callable[[], 
     ]
 
     def undo() -> None:
+        for handle in handles:
+            handle.remove()
         _move(moved, torch.contiguous_format)
 
     _move(moved, torch.channels_last)
     with frozen(model), torch.no_grad():
+        images = ramp.clone(memory_format=torch.channels_last)
         try:
-            model(blank.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # torch has no class of its own for what `view` refuses
-            undo()
-            handle = model.register_forward_pre_hook(_in_usual_layout)
-            model(blank)
-            return handle.remove
+            model(images)
+        except Exception:  # what `view` refuses has no class of its own, nor what others assert
+            _move(moved, torch.contiguous_format)
+            handles.append(model.register_forward_pre_hook(_in_usual_layout))
+            model(images := ramp.clone())
+        if not torch.equal(images, ramp):
+            handles.append(model.register_forward_pre_hook(_of_its_own))
     return undo
 
 
 def _move(parameters: Sequence[nn.Parameter], layout: torch.memory_format) -> None:
     for parameter in parameters:
         parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def _of_its_own(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.clone() for each in inputs)
 
 
 def _in_usual_layout(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

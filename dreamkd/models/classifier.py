@@ -90,7 +90,7 @@ class Classifier:
     def borrowed(self) -> Self:
         """The same network as a command takes it: in evaluation mode and float32, on the CPU.
 
-        It has the memory of this one where that is so already. What is done to it, its mode, its
+        It has the weights of this one where that is so already. What is done to it, its mode, its
         hooks, what learns of it, where it is, leaves this one be.
 
         Raises: ModelError: it holds what cannot be copied.

@@ -41,6 +41,8 @@ class Example:
     where: str | None = option(None, group="Run", help="h")
     mean: tuple[float, ...] = option((), group="Run", minimum=0, help="h")
     sure: bool = option(False, group="Run", help="h")
+    big: float = option(1.0, group="Run", minimum=0, help="h")
+    switch: str = option("on", group="Run", choices=("on", "off"), help="h")
 
 
 FIELDS = {field.name: field for field in options(Example)}
@@ -63,6 +65,8 @@ FIELDS = {field.name: field for field in options(Example)}
         ("mean", [0.1, "0.2"], (0.1, 0.2)),
         ("mean", 1, (1.0,)),
         ("sure", True, True),
+        ("switch", True, "on"),
+        ("switch", False, "off"),
     ],
 )
 def test_legal_values(name: str, value: Any, parsed: Any) -> None:
@@ -83,12 +87,14 @@ def test_legal_values(name: str, value: Any, parsed: Any) -> None:
         ("count", None, "--count: None is not a whole number"),
         ("rate", "0", "--rate: '0' is out of range; legal: >0 and <=1"),
         ("rate", "nan", "--rate: 'nan' is not a finite number"),
+        ("big", "1e39", "--big: '1e39' is out of range; it is beyond single precision"),
         ("rate", "1e999", "--rate: '1e999' is not a finite number"),
         ("rate", 10**400, f"--rate: {'1' + 17 * '0'}...{19 * '0'} is not a number"),
         ("steps", None, "--steps: None is not a whole number"),
         ("steps", 0, "--steps: 0 is out of range; legal: >=1 or auto"),
         ("steps", 2**63, "--steps: 9223372036854775808 is out of range; it has more than 64 bits"),
         ("steps", "Auto", "--steps: 'Auto' is not a whole number"),
+        ("kind", True, "--kind: True is not one of a, b"),
         ("kind", "aa", "--kind: 'aa' is not one of a, b (did you mean 'a'?)"),
         ("where", "", "--where: '' is not text"),
         ("where", ["a"], "--where: ['a'] is not text"),
