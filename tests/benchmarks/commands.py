@@ -10,18 +10,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreamkd import models
+from dreamkd import config, models
+from dreamkd.config import InspectConfig
+from dreamkd.errors import ConfigError
 from dreamkd.examples import Examples, read_labelled
 from dreamkd.models import Classifier
 
 
 def load(model: str, options: str) -> Classifier:
-    """A model as `dreamkd` loads it with `options`, such as `--mean .5,.5,.5`."""
-    given: dict[str, Any] = {
-        name[2:]: tuple(map(float, text.split(","))) if name in ("--mean", "--std") else text
-        for name, text in zip(*[iter(shlex.split(options))] * 2, strict=True)
-    }
-    return models.load(model, **given)
+    """A model as `dreamkd` loads it with `options`, such as `--mean .5,.5,.5`.
+
+    Raises: ConfigError: there is no such option, or a value is not legal.
+    """
+    flags = {field.flag: field for field in config.options(InspectConfig)}
+    given: dict[str, Any] = {"model": model}
+    words = iter(shlex.split(options))
+    for word in words:
+        if word not in flags:
+            raise ConfigError(f"no option {word}")
+        field = flags[word]
+        given[field.name] = True if field.is_flag else next(words, "")
+    settings = config.merge(InspectConfig, given)
+    return models.load(settings.model, **settings.load_arguments())
 
 
 def labelled(spec: str, teacher: Classifier) -> Examples:
