@@ -584,7 +584,7 @@ def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> No
         distill(distill_config(student="mine", out=str(tmp_path / "other")), student=own)
     assert not (tmp_path / "other").exists()
     small = Classifier.of(linear, name="mine", **{**sized, "num_classes": 9})
-    with pytest.raises(ModelError, match=r"--student mine has 9 classes, but .*14 has 10"):
+    with pytest.raises(ModelError, match=r"--student own:mine has 9 classes, but .*14 has 10"):
         distill(distill_config(student="mine", out=str(tmp_path / "other")), student=small)
 
 
@@ -621,7 +621,7 @@ def test_a_student_of_which_nothing_that_learns_reaches_the_logits_is_refused(
     module = Spare()
     module.head.requires_grad_(False)
     own = Classifier.of(module, name="mine", **sized)
-    with pytest.raises(ModelError, match=r"^mine: none of the parameters that learn reaches its"):
+    with pytest.raises(ModelError, match=r"^own:mine: none of the parameters that learn reaches its"):
         distill(distill_config(out=str(tmp_path / "run"), student="mine"), student=own)
     assert not (tmp_path / "run").exists()
 
