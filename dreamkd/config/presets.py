@@ -157,7 +157,7 @@ OTHER_IMAGES: dict[str, dict[str, Any]] = {
         "image_warmup": 0,
         "ce": 0.5,
         "r_feature": 10.0,
-        "r_feature_scale": 0.0567,  # of the pixels that are refined
+        "r_feature_scale": 0.175,  # of the pixels that are refined
         "first_bn": 1.0,
         "tv_l1": 0.0,
         "tv_l2": 0.0,

@@ -195,7 +195,7 @@ def test_auto_is_settled_by_preset_and_size(
 @pytest.mark.parametrize(
     ("given", "want"),
     [
-        ({"images": "generator"}, (20, 0.1, "auto", 10.0, 0.0567)),
+        ({"images": "generator"}, (20, 0.1, "auto", 10.0, 0.175)),
         ({"images": "generator", "refine_steps": 0}, (0, "auto", "auto", 10.0, "auto")),
         ({"images": "generator", "refine_r_feature": 2}, (20, 0.1, 2, 10.0, "auto")),
         ({"images": "generator", "r_feature_scale": 0.2}, (20, 0.1, "auto", 10.0, 0.2)),
