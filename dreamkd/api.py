@@ -183,7 +183,7 @@ def _name(option: str, model: Any) -> Any:
     Raises: ConfigError: it is a network without a card.
     """
     if isinstance(model, Classifier):
-        return model.card.architecture.rpartition(":")[2]  # without the library
+        return model.card.architecture.partition(":")[2]  # without the library
     if isinstance(model, nn.Module):
         raise ConfigError(
             f"{option}: a network alone does not say what its images are: "

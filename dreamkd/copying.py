@@ -11,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from dreamkd.errors import ModelError, said
 
+#: What attributes raise that were not made to be copied. Not RuntimeError: memory may run out.
+_NOT_TO_BE_COPIED = (TypeError, AttributeError, ValueError, NotImplementedError, RecursionError)
+
 
 def copied(model: nn.Module) -> nn.Module:
     """The same network in memory of its own.
@@ -32,8 +35,10 @@ def twin(model: nn.Module) -> nn.Module:
     """
     shared: dict[int, Any] = {}
     for parameter in model.parameters():
-        learns = parameter.requires_grad
-        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=learns)
+        values = parameter.detach()
+        if values.is_inference():  # which can be nobody's parameter
+            values = values.clone()
+        shared[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     return _copied(model, shared).eval()
 
 
@@ -45,12 +50,16 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 if type(part).__name__ == "OptimizedModule":
                     memo[id(part)] = copy.deepcopy(part._modules["_orig_mod"], memo)
             made: nn.Module = copy.deepcopy(model, memo)
-    except Exception as error:  # whatever an attribute says that was not made to be copied
+    except _NOT_TO_BE_COPIED as error:
         kind = type(model).__name__
         raise ModelError(
             f"a network of type {kind} cannot be copied: {said(error)}; keep what cannot be copied "
             "outside it"
         ) from error
+    for part in made.modules():
+        compiled = getattr(vars(part).get("forward"), "_torchdynamo_orig_callable", None)
+        if getattr(compiled, "__func__", compiled) == type(part).forward:
+            del part.forward  # bound to the network that was copied
     return made
 
 

@@ -66,6 +66,9 @@ def installed(package: str) -> str:
 #: Values of settings that leave them to be decided.
 _OPEN: tuple[Any, ...] = ("auto", [])
 
+#: Those that say how it is computed, and not what.
+_MACHINE = ("device", "precision", "threads", "compile")
+
 
 def differing(
     requested: Mapping[str, Any], *, then: Mapping[str, Any], decided: Mapping[str, Any]
@@ -73,9 +76,14 @@ def differing(
     """In words, the settings that are not what was asked for then.
 
     What was left open and the value it led to are the same wish; so are all the settings as they
-    were decided. Of a wish that was given, what became of it is not: a plan's steps are no plan.
+    were decided, whatever is left open about the machine. Of a wish that was given, what became of
+    it is not: a plan's steps are no plan.
     """
-    if all(_same(name, value, decided.get(name)) for name, value in requested.items()):
+    if all(
+        _same(name, value, decided.get(name))
+        or (name in _MACHINE and value in _OPEN and value == then.get(name))
+        for name, value in requested.items()
+    ):
         return []
     lines = []
     for name, value in requested.items():

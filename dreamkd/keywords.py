@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -37,14 +38,20 @@ def plain(name: str, value: Any) -> Any:
 
     A device is its name; arrays, tensors, ranges and sets are lists; several classes are text, as
     weights of classes are.
+
+    Raises: ConfigError: a class is named by what a list of names cannot hold.
     """
     if hasattr(value, "tolist"):
         value = value.tolist()  # of an array or a tensor
     if isinstance(value, range | set | frozenset):
-        value = sorted(value)
+        value = sorted(value, key=lambda item: (isinstance(item, str), item))
+    if isinstance(value, PathLike):
+        return fspath(value)
     if isinstance(value, torch.device):
         return str(value)
     if name == "classes" and isinstance(value, list | tuple):
+        if comma := next((item for item in map(str, value) if "," in item), None):
+            raise ConfigError(f"--classes: {comma!r} has a comma in it; give its number")
         return ",".join(map(str, value))
     if name == "class_weights" and isinstance(value, Mapping):
         return ",".join(f"{key}:{weight}" for key, weight in value.items())

@@ -145,8 +145,9 @@ def of_batch(calls: Sequence[Moments]) -> Moments:
 def of_images(calls: Sequence[Moments], *, count: int) -> Moments:
     """Likewise of each of `count` images by itself, (count, C).
 
-    Networks that fold positions into the batch dimension keep an image's rows together. Rows that
-    are not of images, such as those of a parameter, are the same for each.
+    Networks that fold positions into the batch dimension keep an image's rows together. Rows whose
+    number is no multiple of the images' are not theirs, such as those of a parameter, and the same
+    for each.
     """
     each = [[_of_each(rows, count) for rows in call] for call in calls]
     return Moments(*(torch.cat(values, 1) for values in zip(*each, strict=True)))

@@ -80,6 +80,7 @@ class Observer:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        del self._module, self._watched_module, self._watched  # and their memory on the device
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, *, view: View | None = None) -> Observation:

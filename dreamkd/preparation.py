@@ -168,13 +168,15 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
         # It becomes rounds and steps once the work is timed, by which a warm-up is judged.
         config = replace(config, budget_minutes=None, warmup="auto")
     decided = settle(config, input_size=teacher.card.input_size, std=teacher.card.std)
-    alike = batchnorm.layers(teacher.module) and all(
-        runs(network, factor=factor)
-        for network in filter(None, (teacher, student))
-        for factor in factors(decided)
-        if factor > 1
-    )
-    if not config.stages and not alike:
+    if not config.stages and not (
+        batchnorm.layers(teacher.module)
+        and all(
+            runs(network, factor=factor)
+            for network in filter(None, (teacher, student))
+            for factor in factors(decided)
+            if factor > 1
+        )
+    ):
         # A transformer does not run at half its size, or is another network there.
         decided = replace(decided, stages=decided.stages[-1:])
     return merge(type(config), _all(decided))

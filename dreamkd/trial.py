@@ -62,11 +62,17 @@ def try_out(
             f"{card.architecture}: no gradient of its logits reaches the images, which would be "
             "formed by it; choose another network, or compute all of it with gradients"
         )
-    if training and not outputs.requires_grad:
+    learning = [parameter for parameter in probe.parameters() if parameter.requires_grad]
+    if training and not (outputs.requires_grad and _reach(learning, outputs)):
         raise ModelError(
             f"{card.architecture}: none of the parameters that learn reaches its logits; choose "
             "another --student"
         )
+
+
+def _reach(parameters: list[torch.nn.Parameter], outputs: torch.Tensor) -> bool:
+    found = torch.autograd.grad(outputs.sum(), parameters, allow_unused=True)
+    return any(gradient is not None for gradient in found)
 
 
 def runs(classifier: Classifier, *, factor: int) -> bool:

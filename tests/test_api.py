@@ -17,7 +17,7 @@ from dreamkd.config import InvertConfig, ModelConfig, merge
 from dreamkd.engine.ambient import ordinary
 from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.events import Event, Progress
-from dreamkd.keywords import given
+from dreamkd.keywords import given, plain
 from dreamkd.models import Classifier
 from tests.conftest import PLAIN
 
@@ -119,6 +119,7 @@ def test_a_bare_module_is_refused_with_what_to_do(digits: Classifier) -> None:
         ("device", torch.device("cpu"), "cpu"),
         ("classes", range(3), "0,1,2"),
         ("classes", [0, 3], "0,3"),
+        ("classes", {10, 2, "cat"}, "2,10,cat"),
         ("classes", np.array([1, 2]), "1,2"),
         ("class_weights", {3: 2, "4": 0.5}, "3:2,4:0.5"),
         ("stages", np.array([2, 1]), (2, 1)),
@@ -135,6 +136,23 @@ def test_a_bare_module_is_refused_with_what_to_do(digits: Classifier) -> None:
 def test_options_are_what_python_has_for_them(option: str, value: Any, text: Any) -> None:
     settings = merge(InvertConfig, given(InvertConfig, {"model": "net", option: value}))
     assert getattr(settings, option) == text
+
+
+def test_a_name_with_a_comma_is_no_list() -> None:
+    line = "^--classes: 'flute, transverse' has a comma in it; give its number$"
+    with pytest.raises(ConfigError, match=line):
+        dreamkd.invert("digits_resnet14", classes=["flute, transverse", "cat"])
+
+
+class Place:
+    """A path of no kind that pathlib knows."""
+
+    def __fspath__(self) -> str:
+        return "t.pt"
+
+
+def test_any_path_is_one() -> None:
+    assert plain("model", Place()) == "t.pt"
 
 
 @pytest.mark.parametrize("option", ["json", "quiet"])

@@ -102,6 +102,32 @@ def test_what_was_compiled_is_copied_as_it_was_before() -> None:
         assert torch.equal(again(IMAGES), expected)
 
 
+def test_a_forward_that_was_compiled_alone_is_that_of_the_copy() -> None:
+    model = KeepsFeatures().eval()
+    expected = model(IMAGES)
+    model.forward = torch.compile(model.forward, backend="eager")
+    again = copied(model)
+    model.head.weight.data.zero_()
+    assert torch.equal(again(IMAGES), expected)
+
+
+def test_weights_of_inference_mode_are_copied() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    again = twin(model)
+    assert torch.equal(again.weight, model.weight)
+    assert again.weight.requires_grad
+
+
+def test_running_out_of_memory_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("dreamkd.copying.copy.deepcopy", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        copied(KeepsFeatures())
+
+
 def test_what_cannot_be_copied_is_one_line() -> None:
     model = KeepsFeatures()
     model.lock = threading.Lock()

@@ -621,7 +621,9 @@ def test_a_student_of_which_nothing_that_learns_reaches_the_logits_is_refused(
     module = Spare()
     module.head.requires_grad_(False)
     own = Classifier.of(module, name="mine", **sized)
-    with pytest.raises(ModelError, match=r"^own:mine: none of the parameters that learn reaches its"):
+    with pytest.raises(
+        ModelError, match=r"^own:mine: none of the parameters that learn reaches its"
+    ):
         distill(distill_config(out=str(tmp_path / "run"), student="mine"), student=own)
     assert not (tmp_path / "run").exists()
 

@@ -88,8 +88,8 @@ def test_a_moved_file_without_an_ending_is_known_by_its_hash(
         invert(invert_config(model="moved/net", out="run"))
 
 
-WISH = {"scale": 0.5, "weight": "auto", "stages": [], "seed": 0}
-DECIDED = {"scale": "auto", "weight": 0.28, "stages": [1], "seed": 0}
+WISH = {"scale": 0.5, "weight": "auto", "stages": [], "seed": 0, "device": "auto"}
+DECIDED = {"scale": "auto", "weight": 0.28, "stages": [1], "seed": 0, "device": "cpu"}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ DECIDED = {"scale": "auto", "weight": 0.28, "stages": [1], "seed": 0}
     [
         (WISH, []),
         (WISH | {"weight": 0.28, "stages": [1]}, []),
+        (DECIDED | {"device": "auto"}, []),
         (DECIDED, []),  # all of it, from the run's own file
         (WISH | {"scale": "auto"}, ["scale is 0.5 there and 'auto' here"]),
         (WISH | {"weight": 0.3}, ["weight is 0.28 there and 0.3 here"]),

@@ -390,6 +390,69 @@ def test_a_buffer_that_a_pass_changes_stays(tmp_path: Path) -> None:
     assert float(network.module.passes) == before
 
 
+def bound(kind: type[nn.Module]) -> Classifier:
+    """With a forward that is a function of this very instance."""
+    network = trained(kind)
+    module, plain = network.module, network.module.forward
+    module.forward = lambda x: plain(x) * 2
+    return network
+
+
+def test_a_forward_of_one_instance_is_refused() -> None:
+    network = bound(DropsAndPools)
+    was = state(network.module)
+    with pytest.raises(ModelError, match=r"^own:mine: the forward of an instance computes wit"):
+        dreamkd.inspect(network)
+    assert state(network.module) == was
+
+
+def test_a_forward_of_no_instance_is_borne(tmp_path: Path) -> None:
+    network = trained(DropsAndPools)
+    network.module.drop.forward = lambda x: x
+    assert dreamkd.inspect(network).invertible
+
+
+class Clamps(KeepsAList):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp_(-1.5, 1.5))
+
+
+def test_images_that_are_clamped_in_place_are_a_network_s_own() -> None:
+    for kind, hooks in ((Clamps, 1), (KeepsAList, 0)):
+        module = trained(kind).module.eval()
+        undo = lay_out(module, (3, 12, 12))
+        assert len(module._forward_pre_hooks) == hooks
+        undo()
+        assert not module._forward_pre_hooks
+
+
+class Rotates(KeepsAList):
+    """Holds a table of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.polar(torch.ones(12), torch.arange(12.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.table.imag)
+
+
+def test_complex_tables_stay_complex(tmp_path: Path) -> None:
+    assert dreamkd.invert(trained(Rotates), per_class=2, out=tmp_path / "run", **QUICK).images == 6
+
+
+def test_weights_that_wait_for_their_shape_are_refused() -> None:
+    card = {"num_classes": 2, "input_size": (3, 4, 4), "mean": 0.5, "std": 0.5}
+    with pytest.raises(ModelError, match="wait for their shape; run it once before"):
+        Classifier.of(nn.Sequential(nn.LazyConv2d(2, 1)), name="mine", **card)
+
+
+def test_any_name_will_do(tmp_path: Path) -> None:
+    network = trained(Textbook)
+    named = replace(network, card=replace(network.card, architecture="own:a:"))
+    assert dreamkd.invert(named, per_class=2, out=tmp_path / "run", **QUICK).images == 6
+
+
 def test_torchscript_is_refused_in_one_line() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that TorchScript is of the past

@@ -1,7 +1,9 @@
 """One batch of images: what it optimises, what it leaves alone, what it reports."""
 
+import gc
 import math
 import re
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -152,6 +154,13 @@ def test_no_more_images_are_looked_at_at_once_than_fit(digits: Classifier, chunk
         observe(images, torch.zeros(70, dtype=torch.int64))
     most = min(chunk, 64)
     assert seen == [*[most] * (70 // most), *([70 % most] if 70 % most else [])]
+
+
+def test_an_observer_lets_go_of_its_network(digits: Classifier) -> None:
+    with Observer(digits, device="cpu") as observe:
+        watched = weakref.ref(observe._module)
+    gc.collect()
+    assert watched() is None
 
 
 def test_former_batches_count_at_full_resolution_alone(digits: Classifier) -> None:

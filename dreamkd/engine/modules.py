@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -53,14 +52,13 @@ def lay_out(model: nn.Module, input_size: tuple[int, int, int]) -> Callable[[], 
     they are, and a hook gives it images in the usual layout. One that changes its images in place
     gets some of its own, since others look at the same.
 
-    Args: input_size: (C, H, W) of an image that the network is run on.
+    Args: input_size: (C, H, W) of a blank image that the network is run on.
     Returns: what undoes it.
     """
-    hooks = {_in_usual_layout, _of_its_own}
-    if hooks & {*model._forward_pre_hooks.values()}:
+    ours = (_in_usual_layout, _of_its_own)
+    if any(hook in ours for hook in model._forward_pre_hooks.values()):
         return lambda: None  # found out before; weights that a recorded step reads stay in place
-    # From -1 to 1: whatever is done to the images shows in some.
-    ramp = torch.linspace(-1, 1, math.prod(input_size), device=_home(model)).view(1, *input_size)
+    blank = torch.zeros(1, *input_size, device=_home(model))
     handles: list[RemovableHandle] = []
     moved = [
         parameter
@@ -75,14 +73,15 @@ def lay_out(model: nn.Module, input_size: tuple[int, int, int]) -> Callable[[], 
 
     _move(moved, torch.channels_last)
     with frozen(model), torch.no_grad():
-        images = ramp.clone(memory_format=torch.channels_last)
+        images = blank.clone(memory_format=torch.channels_last)
         try:
             model(images)
         except Exception:  # what `view` refuses has no class of its own, nor what others assert
             _move(moved, torch.contiguous_format)
             handles.append(model.register_forward_pre_hook(_in_usual_layout))
-            model(images := ramp.clone())
-        if not torch.equal(images, ramp):
+            model(images := blank.clone())
+        # Changed in place, be it to the same values, or past autograd.
+        if images._version or not torch.equal(images, blank):
             handles.append(model.register_forward_pre_hook(_of_its_own))
     return undo
 

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dreamkd import checkpoint
 from dreamkd.copying import copied, twin
@@ -36,7 +37,7 @@ class Classifier:
         input_size: Sequence[int],
         mean: float | Sequence[float],
         std: float | Sequence[float],
-        class_names: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
         interpolation: str = "bicubic",
         crop_pct: float = 1.0,
     ) -> Self:
@@ -66,7 +67,7 @@ class Classifier:
                 raise ConfigError(f"{field}: None is given; a network of one's own needs it")
         stated = checked(
             **values,
-            class_names=class_names if len(class_names) else None,
+            class_names=None if class_names is None or not len(class_names) else class_names,
             interpolation=interpolation,
             crop_pct=crop_pct,
         )
@@ -93,9 +94,11 @@ class Classifier:
         It has the weights of this one where that is so already. What is done to it, its mode, its
         hooks, what learns of it, where it is, leaves this one be.
 
-        Raises: ModelError: it holds what cannot be copied.
+        Raises: ModelError: it holds what cannot be copied, or would compute with this one.
         """
-        return replace(self, module=twin(self.module).to("cpu", torch.float32))
+        module = twin(self.module).cpu().float()
+        _require_apart(module, self.module, self.card)
+        return replace(self, module=module)
 
     def sha256(self) -> str:
         """Hash of the weights, whatever file they came from.
@@ -113,8 +116,37 @@ def _require_weights(module: object, name: str) -> None:
     if not isinstance(module, nn.Module):
         what = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         raise ModelError(f"{name}: {what} is no network; give a torch.nn.Module")
+    if any(map(is_lazy, module.parameters())):
+        raise ModelError(f"{name}: some of its weights wait for their shape; run it once before")
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise ModelError(f"{name}: it is on the meta device, without weights; give a trained one")
+
+
+def _require_apart(twin: nn.Module, original: nn.Module, card: Card) -> None:
+    """Refuse a twin whose `forward` is a function of the original's, which no copy can change.
+
+    Raises: ModelError: it is.
+    """
+    if not any("forward" in vars(part) for part in twin.modules()):
+        return
+
+    def refuse(part: nn.Module, _: object) -> None:
+        raise ModelError(
+            f"{card.architecture}: the forward of an instance computes with that instance "
+            f"({type(part).__name__}), also in copies; define it in the class"
+        )
+
+    handles = [part.register_forward_pre_hook(refuse) for part in original.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            twin(torch.zeros(2, *card.input_size))
+    except ModelError:
+        raise
+    except Exception:  # that it does not run is said later, and better
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def parameters(module: nn.Module) -> int:
