@@ -10,6 +10,7 @@ from typing import Any
 
 from dreamkd.errors import ConfigError
 
+#: Bytes that a file of settings has at most.
 _FILE_LIMIT = 2**24
 
 

@@ -122,12 +122,12 @@ def _require_weights(module: object, name: str) -> None:
         raise ModelError(f"{name}: it is on the meta device, without weights; give a trained one")
 
 
-def _require_apart(twin: nn.Module, original: nn.Module, card: Card) -> None:
+def _require_apart(made: nn.Module, original: nn.Module, card: Card) -> None:
     """Refuse a twin whose `forward` is a function of the original's, which no copy can change.
 
     Raises: ModelError: it is.
     """
-    if not any("forward" in vars(part) for part in twin.modules()):
+    if not any("forward" in vars(part) for part in made.modules()):
         return
 
     def refuse(part: nn.Module, _: object) -> None:
@@ -139,7 +139,7 @@ def _require_apart(twin: nn.Module, original: nn.Module, card: Card) -> None:
     handles = [part.register_forward_pre_hook(refuse) for part in original.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            twin(torch.zeros(2, *card.input_size))
+            made(torch.zeros(2, *card.input_size))
     except ModelError:
         raise
     except Exception:  # that it does not run is said later, and better
