@@ -16,7 +16,7 @@ Nothing is printed; Ctrl-C is a `KeyboardInterrupt`, and the same call goes on w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar
@@ -40,6 +40,7 @@ from dreamkd.events import OnEvent, ignore
 from dreamkd.inspection import Inspection
 from dreamkd.inversion import Inversion
 from dreamkd.models import Classifier
+from dreamkd.networks import Own
 
 __all__ = [
     "Classifier",
@@ -99,6 +100,9 @@ def evaluate(
 def invert(
     model: Model,
     *,
+    student: Model | None = None,
+    bn_prior: Model | None = None,
+    verifier: Model | Sequence[Model] | None = None,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] | None = None,
     **options: Any,
@@ -107,13 +111,23 @@ def invert(
 
     Args:
         model: a network, whose card says what options like `mean` would; or what `load` takes.
+        student: likewise, of `method="adaptive"`.
+        bn_prior: likewise, whose statistics are matched instead.
+        verifier: likewise, or several of them.
         on_event: told of progress, terms and hints.
         should_stop: asked at every step; true ends the call with `Stopped`, resumably.
     Raises: as of `dreamkd.inversion.invert`.
     """
+    named = {"model": model, "student": student, "bn_prior": bn_prior, "verifier": verifier}
+    verifiers = verifier if isinstance(verifier, list | tuple) else [verifier]
     return inversion.invert(
-        _settings(InvertConfig, {"model": model}, options),
-        teacher=_network(model),
+        _settings(InvertConfig, named, options),
+        own=Own(
+            teacher=_network(model),
+            student=_network(student),
+            prior=_network(bn_prior),
+            verifiers=[*map(_network, verifiers)],
+        ),
         on_event=on_event or ignore,
         should_stop=should_stop or _never,
     )
@@ -123,6 +137,7 @@ def distill(
     teacher: Model,
     student: Model,
     *,
+    bn_prior: Model | None = None,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] | None = None,
     **options: Any,
@@ -133,14 +148,15 @@ def distill(
         teacher: a network, whose card says what options like `mean` would; or what `load` takes.
         student: the name of an architecture, trained from scratch; a file or a network to go on
             from, of which a copy learns.
+        bn_prior: a network whose statistics are matched instead; or what `load` takes.
         on_event: told of progress, terms and hints.
         should_stop: asked at every step; true ends the call with `Stopped`, resumably.
     Raises: as of `dreamkd.distillation.distill`.
     """
+    named = {"teacher": teacher, "student": student, "bn_prior": bn_prior}
     return distillation.distill(
-        _settings(DistillConfig, {"teacher": teacher, "student": student}, options),
-        teacher=_network(teacher),
-        student=_network(student),
+        _settings(DistillConfig, named, options),
+        own=Own(teacher=_network(teacher), student=_network(student), prior=_network(bn_prior)),
         on_event=on_event or ignore,
         should_stop=should_stop or _never,
     )
@@ -154,7 +170,7 @@ def read(
 
 
 def _settings(
-    config: type[Config], networks: dict[str, Model | None], options: dict[str, Any], **more: Any
+    config: type[Config], networks: dict[str, Any], options: dict[str, Any], **more: Any
 ) -> Config:
     """The settings of a command; the first of the networks is the one that options describe.
 
@@ -182,6 +198,8 @@ def _name(option: str, model: Any) -> Any:
 
     Raises: ConfigError: it is a network without a card.
     """
+    if isinstance(model, list | tuple):
+        return [_name(option, one) for one in model]
     if isinstance(model, Classifier):
         return model.card.architecture.partition(":")[2]  # without the library
     if isinstance(model, nn.Module):

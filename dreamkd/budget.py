@@ -37,6 +37,9 @@ _LEAST_SHARE = 1 / 4
 #: Steps that are timed, of the student, of an image batch, and of pixels that are refined.
 _STUDENT_STEPS, _IMAGE_STEPS, _REFINING_STEPS = 16, 12, 4
 
+#: Batches that are timed of those that the student's statistics are taken of.
+_BATCHES = 8
+
 
 class Pace(NamedTuple):
     """Seconds of each piece of work on this machine, once everything is compiled."""
@@ -44,6 +47,7 @@ class Pace(NamedTuple):
     first: float  # an image batch of the first bank, with what is written after it
     batch: float  # an image batch that competes, with the same
     step: float  # a student step
+    end: float = 0.0  # the statistics of the student that is kept
 
 
 class Plan(NamedTuple):
@@ -71,7 +75,7 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
 
     def on_step(what: str, step: int, steps: int) -> None:
         job.on_event(Progress(f"timing {what}", step, steps, "steps"))
-        if job.workers.world == 1 and job.should_stop():
+        if job.workers.world_size == 1 and job.should_stop():
             raise Stopped("the work was being timed; the same command begins again")
         if time.perf_counter() - began > 60 * minutes:
             raise ConfigError(
@@ -81,13 +85,13 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
 
     pace = measure_pace(job, on_step=on_step)
     job.forecast.expect(batches=pace.batch, steps=pace.step)
-    seconds = 60 * minutes - (time.perf_counter() - began)
+    seconds = 60 * minutes - (time.perf_counter() - began) - pace.end
     size = job.teacher.card.input_size
     made = planned(
         job.config, given, pace, input_size=size, seconds=seconds, most=_most_rounds(job)
     )
     images = f"{made.first_batches} first batches, {made.rounds} rounds, "
-    images = "" if made.recipe == "offline" else images
+    images = images if timetable.synthesises(made) else ""
     job.on_event(Note(f"budget: {images}{made.steps} student steps"))
     return made
 
@@ -113,7 +117,7 @@ def planned(
 
     def sized(one: DistillConfig) -> DistillConfig:
         one = replace(one, budget_minutes=None, steps=plan.steps)
-        if config.recipe == "offline":
+        if not timetable.synthesises(config):
             return one
         return replace(one, first_batches=plan.first_batches, rounds=plan.rounds)
 
@@ -145,7 +149,7 @@ def largest_plan(
             `config`; else it is that of `config`.
     Raises: ConfigError: not even one round fits.
     """
-    if config.recipe == "offline":
+    if not timetable.synthesises(config):
         steps = int(seconds / pace.step)
         if steps < 1:
             raise _too_short("step", pace.step - seconds)
@@ -181,7 +185,7 @@ def _too_short(unit: str, seconds: float) -> ConfigError:
 
 def _most_rounds(job: Job) -> int:
     """Rounds whose images half of the free memory holds, and no more than are legal."""
-    if job.config.recipe == "offline":
+    if not timetable.synthesises(job.config):
         return MOST_IMAGES
     batch = int(job.config.image_batch_size) * math.prod(job.teacher.card.input_size)
     rounds = free_memory() // 2 // batch - int(job.config.first_batches)
@@ -194,13 +198,13 @@ OnTimed = Callable[[str, int, int], None]
 
 def measure_pace(job: Job, *, on_step: OnTimed = lambda *_: None) -> Pace:
     """Time the work of an open job; afterwards it is compiled, and as it was."""
-    step = _student(job, on_step)
-    first, batch = (0.0, 0.0) if job.config.recipe == "offline" else _images(job, on_step)
-    return Pace(first, batch, step)
+    step, end = _student(job, on_step)
+    first, batch = _images(job, on_step) if timetable.synthesises(job.config) else (0.0, 0.0)
+    return Pace(first, batch, step, end)
 
 
-def _student(job: Job, on_step: OnTimed) -> float:
-    """Seconds of a student step."""
+def _student(job: Job, on_step: OnTimed) -> tuple[float, float]:
+    """Seconds of a student step, and of the statistics in the end."""
     count, runtime = int(job.config.batch_size), job.runtime
     blank = torch.zeros((count, *job.teacher.card.input_size), dtype=torch.uint8)
     examples = Examples(blank, torch.zeros(count, dtype=torch.int64)).near(runtime.device)
@@ -213,7 +217,11 @@ def _student(job: Job, on_step: OnTimed) -> float:
         job.training.advance(examples, until=runtime.first_steps, on_step=tell)
         began = _now(runtime)
         job.training.advance(examples, until=steps, on_step=tell)
-        return (_now(runtime) - began) / _STUDENT_STEPS
+        trained = _now(runtime)
+        few = min(job.config.bn_recalibration, _BATCHES)
+        job.training.result(examples, batches=few)
+        end = (_now(runtime) - trained) * job.config.bn_recalibration / max(1, few)
+        return (trained - began) / _STUDENT_STEPS, end
 
 
 def _images(job: Job, on_step: OnTimed) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreamkd import losses
 from dreamkd.augment import View, draw_view
-from dreamkd.config import DistillConfig, ImageConfig, InvertConfig
+from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.copying import twin
 from dreamkd.course import Course
 from dreamkd.engine import Runtime, spare_bytes
@@ -25,10 +25,10 @@ from dreamkd.engine.memory import even_chunk, images_that_fit, largest_that_fits
 from dreamkd.errors import ConfigError
 from dreamkd.events import Note, OnEvent, Progress, ignore
 from dreamkd.images import Pixels
-from dreamkd.models import Classifier
+from dreamkd.models import Card
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
-from dreamkd.rival import Rival
 
 #: Images on which the gradients are compared, and how many of them at once: in float32 on the CPU a
 #: large network keeps a fifth of a gigabyte for each.
@@ -43,11 +43,10 @@ _BLACK = 0.8
 
 
 def r_feature_weight(
-    teacher: Classifier,
-    config: ImageConfig,
+    networks: Networks,
+    config: InvertConfig | DistillConfig,
     *,
     seed: int,
-    prior: Classifier | None = None,
     on_event: OnEvent = ignore,
 ) -> float:
     """The weight of R_feature, by `r_feature_scale` and the gradients of both losses.
@@ -60,12 +59,13 @@ def r_feature_weight(
     root: between networks, good weights differ less than the gradients on noise do.
 
     Args:
+        networks: of which a rival has no part.
         config: settled but for the weight; `r_feature_scale` is a number.
-        prior: the network whose statistics are matched, if not the teacher.
     Returns: alpha_f > 0, rounded to three digits.
     Raises: ConfigError: the class loss has no gradient, as with a single class.
     """
     runtime = Runtime("cpu", "fp32", torch.get_num_threads())
+    networks = replace(networks, rival=None)
     none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
     bare = replace(config, **none, image_chunk=_CHUNK)
     sizes: list[float] = []
@@ -73,10 +73,8 @@ def r_feature_weight(
         on_event(Progress("weight of R_feature", len(sizes), 2, "gradients"))
         alone = replace(bare, ce=ce, r_feature=r_feature)
         statistics = r_feature > 0
-        with Objective(
-            teacher, alone, runtime=runtime, statistics=statistics, prior=prior
-        ) as objective:
-            x, labels, view = _noise(teacher, _IMAGES, seed=seed)
+        with Objective(networks, alone, runtime=runtime, statistics=statistics) as objective:
+            x, labels, view = _noise(networks.teacher.card, _IMAGES, seed=seed)
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
     on_event(Progress("weight of R_feature", 2, 2, "gradients"))
     if sizes[0] == 0:
@@ -86,12 +84,11 @@ def r_feature_weight(
 
 
 def jitter_border(
-    teacher: Classifier,
-    config: ImageConfig,
+    networks: Networks,
+    config: InvertConfig | DistillConfig,
     *,
     runtime: Runtime,
     seed: int,
-    prior: Classifier | None = None,
     on_event: OnEvent = ignore,
 ) -> str:
     """What a shift brings in at the border of views like those that the teacher was trained with.
@@ -102,9 +99,9 @@ def jitter_border(
     as its only loss, once with each border that training augmentations bring in.
 
     Args:
+        networks: of which a rival has no part.
         config: settled but for the border and the weight of R_feature.
         runtime: of the job: in float32 on the CPU a large network would take minutes.
-        prior: the network whose statistics are matched, if not the teacher.
     Returns: `black` or `mirror`.
     """
     none: dict[str, Any] = dict.fromkeys(losses.PRIORS, 0.0)
@@ -112,11 +109,10 @@ def jitter_border(
     alone = replace(config, **none, image_chunk=chunk, ce=0.0, r_feature=1.0, first_bn=1.0)
     reached = {
         border: _reached(
-            teacher,
+            replace(networks, rival=None),
             replace(alone, jitter_border=border),
             runtime=runtime,
             seed=seed,
-            prior=prior,
             on_event=on_event,
         )
         for border in ("mirror", "black")
@@ -129,16 +125,15 @@ def jitter_border(
 
 
 def _reached(
-    teacher: Classifier,
-    config: ImageConfig,
+    networks: Networks,
+    config: InvertConfig | DistillConfig,
     *,
     runtime: Runtime,
     seed: int,
-    prior: Classifier | None,
     on_event: OnEvent,
 ) -> float:
     """R_feature at the end of a short course of 64 images; infinite if they diverge."""
-    card = teacher.card
+    card = networks.teacher.card
     course = Course(
         stages=((1, _STEPS),),
         lr=_LR,
@@ -161,7 +156,7 @@ def _reached(
     optimizer = course.optimizer(images)
     levels: list[float] = []
     labels = torch.zeros(_IMAGES, dtype=torch.int64, device=runtime.device)
-    with Objective(teacher, config, runtime=runtime, prior=prior) as objective:
+    with Objective(networks, config, runtime=runtime) as objective:
         for step in range(_STEPS):
             course.set_rate(optimizer, step, _STEPS)
             view = draw_view(
@@ -184,13 +179,11 @@ def _reached(
 
 
 def image_chunk(
-    teacher: Classifier,
+    networks: Networks,
     config: InvertConfig | DistillConfig,
     *,
     runtime: Runtime,
     statistics: bool = True,
-    prior: Classifier | None = None,
-    student: Classifier | None = None,
 ) -> int:
     """How many images can be differentiated at once, at most `image_batch_size`.
 
@@ -200,14 +193,11 @@ def image_chunk(
     Args:
         config: settled; a weight of R_feature that is not known yet does not matter.
         statistics: whether R_feature is part of the loss.
-        prior: the network whose statistics are matched, if not the teacher.
-        student: the rival of images that compete.
     """
     count, device = int(config.image_batch_size), runtime.device
-    rival = Rival.of(student, config) if student is not None else None
     if device == "cpu":
         one = 0
-        for network in filter(None, (teacher, prior, student)):
+        for network in networks:
             with runtime.autocast():
                 one += saved_per_image(twin(network.module), network.card.input_size)
         return even_chunk(count, images_that_fit(one, free=free_memory()))
@@ -217,10 +207,8 @@ def image_chunk(
         beside = torch.empty(2 * spare_bytes(device), dtype=torch.uint8, device=device)
         border = "mirror" if config.jitter_border == "auto" else config.jitter_border
         tried = replace(config, image_chunk=size, r_feature=1.0, jitter_border=border)
-        with Objective(
-            teacher, tried, runtime=runtime, statistics=statistics, prior=prior, rival=rival
-        ) as objective:
-            x, labels, view = _noise(teacher, size, seed=0)
+        with Objective(networks, tried, runtime=runtime, statistics=statistics) as objective:
+            x, labels, view = _noise(networks.teacher.card, size, seed=0)
             objective(x.to(device), labels.to(device), view.to(device))
             torch.cuda.synchronize(device)  # host sync: until then nothing has run out
         del beside
@@ -228,9 +216,8 @@ def image_chunk(
     return even_chunk(count, largest_that_fits(attempt, count))
 
 
-def _noise(teacher: Classifier, count: int, *, seed: int) -> tuple[Tensor, Tensor, View]:
+def _noise(card: Card, count: int, *, seed: int) -> tuple[Tensor, Tensor, View]:
     """A start (B, C, H, W), labels (B,), round robin, and a view of the images as they are."""
-    card = teacher.card
     generator = generator_for(seed, "calibration")
     pixels = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
     pixels.begin(count, generator)

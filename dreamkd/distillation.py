@@ -24,15 +24,18 @@ from dreamkd.events import Finished, Note, OnEvent, ignore
 from dreamkd.examples import Examples
 from dreamkd.identity import requested_settings
 from dreamkd.job import Job
-from dreamkd.materials import Materials, Own
+from dreamkd.materials import Materials
 from dreamkd.models import Classifier
+from dreamkd.networks import BY_NAME, Own
 from dreamkd.outcome import accuracies, save, wants_baseline
 from dreamkd.preparation import factors, keep, prepare, settled
 from dreamkd.randomness import alone
 from dreamkd.recipes import RECIPES, on_noise
-from dreamkd.runs import Run, default_folder, open_run
+from dreamkd.runfolder import default_folder, open_run
+from dreamkd.runs import Run
 from dreamkd.softlabels import Recorder, Stored
 from dreamkd.trial import try_out
+from dreamkd.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +70,14 @@ class Distillation:
 def distill(
     config: DistillConfig,
     *,
-    teacher: Classifier | None = None,
-    student: Classifier | None = None,
+    own: Own = BY_NAME,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Distillation:
     """Train `student` from `teacher` into a run folder; resume it if it is there.
 
-    Args:
-        teacher: the network, which stays as it is; with one `config.teacher` only names the run.
-        student: likewise; a copy of it learns.
+    Args: own: networks that stay as they are, the student too, of which a copy learns; the settings
+        only name them, and the run.
 
     Raises:
         ConfigError: an option does not fit the model, or the time is too short.
@@ -87,12 +88,11 @@ def distill(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    own = Own(*(network and network.borrowed() for network in (teacher, student)))
-    workers = Workers.of_environment()
-    with workers.joined(on_event):
-        if workers.leads:
-            return _lead(config, workers, own, on_event=on_event, should_stop=should_stop)
-        return _follow(workers, own, on_event=on_event, should_stop=should_stop)
+    group, own = Workers.of_environment(), own.borrowed()
+    with group.joined(on_event):
+        if group.leads:
+            return _lead(config, group, own, on_event=on_event, should_stop=should_stop)
+        return _follow(group, own, on_event=on_event, should_stop=should_stop)
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class _Assignment:
 
     config: DistillConfig  # every `auto` decided, but for the steps if there is a plan to make
     folder: Path
-    identity: dict[str, Any]  # what the outcome depends on beside the settings
+    identity: dict[str, Any]  # what else the outcome depends on
     planning: bool
     baseline: bool
 
 
 def _lead(
     config: DistillConfig,
-    workers: Workers,
+    group: Workers,
     own: Own,
     *,
     on_event: OnEvent,
@@ -117,28 +117,30 @@ def _lead(
     """Decide what the run is, take a part in it, and end it."""
     began = time.perf_counter()
     materials = Materials.load(config, own, on_event=on_event)
-    teacher, student = materials.teacher, materials.student
-    rival = student if timetable.any_competes(config) else None
+    networks, student = materials.networks, materials.student
     # But for what is measured: the same whatever the machine.
-    decided = settled(config, teacher, student=rival)
-    if decided.recipe != "offline":
-        source = materials.prior or teacher
-        batchnorm.require_statistics(source.module, name=source.card.architecture)
+    decided = settled(config, networks)
+    if timetable.synthesises(decided):
+        matched = networks.matched
+        batchnorm.require_statistics(matched.module, name=matched.card.architecture)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
-    _refuse_to_share(decided, workers)
-    for network in filter(None, (teacher, rival)):
+    _refuse_to_share(decided, group)
+    for network in networks.staged:
         for factor in factors(decided):
-            try_out(network, factor=factor, synthesis=decided.recipe != "offline")
+            try_out(network, factor=factor, synthesis=timetable.synthesises(decided))
     try_out(student, training=True)
-    requested, weights = requested_settings(config), teacher.sha256()
-    folder = Path(config.out or default_folder("distill", config.teacher, requested, weights))
+    requested = requested_settings(config)
+    wanted = {"requested": requested, **networks.identity(student)}
+    folder = Path(config.out or default_folder("distill", config.teacher, wanted))
     with open_run(folder) as run:
         run.resume(requested)  # a different run is refused before images are read
-        on_event = run.listener(on_event)
-        should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
-        materials = materials.with_images(config, workers=workers, on_event=on_event)
-        inputs = materials.identity(decided) | {"workers": workers.world}
+        worker = Worker.at(
+            run, group, on_event, should_stop, minutes=config.max_minutes, began=began
+        )
+        on_event = worker.on_event
+        materials = materials.with_images(config, workers=group, on_event=on_event)
+        identity = materials.identity(decided) | {"workers": group.world_size}
 
         def check(config: DistillConfig) -> None:
             on_event(Note(f"run: {folder}; {footprint.require(config, student, run)}"))
@@ -147,16 +149,13 @@ def _lead(
         config, runtime = prepare(
             run,
             given,
-            teacher=teacher,
-            prior=materials.prior,
-            student=rival,
-            work=partial(footprint.work, workers=workers.world, minutes=given.budget_minutes),
-            inputs=inputs,
+            networks=networks,
+            work=partial(footprint.work, workers=group.world_size, minutes=given.budget_minutes),
+            identity=identity,
             check=None if planning else check,
             on_event=on_event,
         )
-        identity = {**inputs, "teacher_sha256": weights}
-        baseline = wants_baseline(given, teacher)
+        baseline = wants_baseline(given, networks.teacher)
         assignment = _Assignment(config, folder, identity, planning, baseline)
 
         def plan(job: Job) -> DistillConfig:
@@ -164,20 +163,18 @@ def _lead(
             if planning:
                 config = fit(job, given=given, began=began)
                 check(config)
-            workers.any_of(False)  # all of them are there before the run holds how many
-            keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
+            group.barrier()  # all of them are there before the run holds how many
+            keep(run, given, config, identity=identity, on_event=on_event)
             on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
             if run.result is not None:
                 on_event(Note("it is finished: nothing is left to learn"))
-            if workers.world > 1:
-                on_event(Note(f"{workers.world} workers, each with its part of every batch"))
-            return workers.told(config)
+            if group.world_size > 1:
+                on_event(Note(f"{group.world_size} workers, each with its part of every batch"))
+            return group.broadcast(config)
 
-        workers.told(assignment)
-        with workers.together():
-            job, examples, student = _train(
-                assignment, run, materials, workers, plan, on_event, should_stop
-            )
+        group.broadcast(assignment)
+        with group.together():
+            job, examples, student = _train(assignment, worker, materials, plan)
             data_free = materials.is_data_free(config)
             saved = save(job, student, data_free=data_free)
             count = len(examples.images)
@@ -194,47 +191,48 @@ def _lead(
                 }
         run.finish({**result, "student": saved.name})
         on_event(Finished("distill", time.perf_counter() - began))
-    return workers.told(Distillation(out=str(folder), student=str(saved), **result))
+    return group.broadcast(Distillation(out=str(folder), student=str(saved), **result))
 
 
 def _follow(
-    workers: Workers, own: Own, *, on_event: OnEvent, should_stop: Callable[[], bool]
+    group: Workers, own: Own, *, on_event: OnEvent, should_stop: Callable[[], bool]
 ) -> Distillation:
     """Take the part in the leader's run that it tells of."""
-    assignment: _Assignment = workers.told()
+    began = time.perf_counter()
+    assignment: _Assignment = group.broadcast()
     config = assignment.config
-    with workers.together():
+    with group.together():
         run = Run(assignment.folder)
-        materials = Materials.load(config, own).with_images(config, workers=workers, measure=False)
-        materials.require_same(assignment.identity, config, worker=workers.rank)
+        materials = Materials.load(config, own).with_images(config, workers=group, measure=False)
+        materials.require_same(assignment.identity, config, worker=group.rank)
 
         def plan(job: Job) -> DistillConfig:
             if assignment.planning:
                 measure_pace(job)
-            workers.any_of(False)
-            return workers.told()
+            group.barrier()
+            return group.broadcast()
 
-        on_event = workers.hints_only(run.listener(on_event))
-        job, examples, _ = _train(assignment, run, materials, workers, plan, on_event, should_stop)
+        worker = Worker.at(
+            run, group, on_event, should_stop, minutes=config.max_minutes, began=began
+        )
+        job, examples, _ = _train(assignment, worker, materials, plan)
         _train_on_noise(assignment, job, materials, examples)
-    return workers.told()
+    return group.broadcast()
 
 
 def _train(
     assignment: _Assignment,
-    run: Run,
+    worker: Worker,
     materials: Materials,
-    workers: Workers,
     plan: Callable[[Job], DistillConfig],
-    on_event: OnEvent,
-    should_stop: Callable[[], bool],
 ) -> tuple[Job, Examples, Classifier]:
     """Train the student, or take a part in it.
 
     Args: plan: of the open job: its settings, with its steps decided.
     Returns: the job, ended; what the student learned from; the student.
     """
-    config = replace(assignment.config, device=workers.device(assignment.config.device))
+    run = worker.run
+    config = replace(assignment.config, device=worker.group.device(assignment.config.device))
     runtime = Runtime.settle(config)
     with (
         enough_memory("lower --batch-size or --image-chunk, in another --out"),
@@ -245,20 +243,20 @@ def _train(
             runtime=runtime,
             teacher=materials.teacher,
             student=materials.student.copy(),
-            on_event=on_event,
-            should_stop=should_stop,
-            prior=materials.prior,
+            on_event=worker.on_event,
+            should_stop=worker.should_stop,
+            prior=materials.networks.prior,
             given=materials.given and materials.given.examples,
             measured=materials.measured,
             recorder=Recorder(run.folder) if config.store_labels else None,
             stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
-            workers=workers,
+            workers=worker.group,
             baseline=assignment.baseline,
         ) as job,
     ):
         job.resize(replace(plan(job), device=config.device))
         examples = RECIPES[config.recipe](job)
-        return job, examples, job.training.result(examples)
+        return job, examples, job.result(examples)
 
 
 def _train_on_noise(
@@ -279,22 +277,22 @@ def _train_on_noise(
         workers=before.workers,
     ) as job:
         noise = on_noise(job, examples)
-        return job.training.result(noise)
+        return job.result(noise)
 
 
-def _refuse_to_share(config: DistillConfig, workers: Workers) -> None:
+def _refuse_to_share(config: DistillConfig, group: Workers) -> None:
     """Raises: ConfigError: several processes cannot train this student."""
-    if workers.world == 1:
+    if group.world_size == 1:
         return
-    if config.recipe != "offline":
+    if timetable.synthesises(config):
         raise ConfigError(
-            f"{workers.world} workers train on images that exist, --data RUN: make them first with "
-            "dreamkd invert, which they share too, or run one process"
+            f"{group.world_size} workers train on images that exist, --data RUN: make them first "
+            "with dreamkd invert, which they share too, or run one process"
         )
-    workers.require_own_devices(config.device)
-    part, rest = divmod(int(config.batch_size), workers.world)
+    group.require_own_devices(config.device)
+    part, rest = divmod(int(config.batch_size), group.world_size)
     if rest or part < 2:
         raise ConfigError(
-            f"--batch-size {config.batch_size}: is no multiple of {workers.world} workers, each of "
-            "which takes an equal part, of two images at least"
+            f"--batch-size {config.batch_size}: is no multiple of {group.world_size} workers, each "
+            "of which takes an equal part, of two images at least"
         )

@@ -32,9 +32,9 @@ class Workers:
     """The processes of a job, and which of them this one is."""
 
     rank: int = 0  # 0 is the leader
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0  # among those of this machine
-    local_world: int = 1  # how many those are
+    local_world_size: int = 1  # how many those are
 
     @classmethod
     def of_environment(cls) -> Workers:
@@ -45,20 +45,20 @@ class Workers:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not {*names, "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             return cls()
-        said = {name: os.environ[name] for name in (*names, "MASTER_PORT")}
-        wrong = [name for name, value in said.items() if not value.isdecimal()]
-        if not wrong and int(said["RANK"]) >= int(said["WORLD_SIZE"]):
+        values = {name: os.environ[name] for name in (*names, "MASTER_PORT")}
+        wrong = [name for name, value in values.items() if not value.isdecimal()]
+        if not wrong and int(values["RANK"]) >= int(values["WORLD_SIZE"]):
             wrong = ["RANK", "WORLD_SIZE"]
         if wrong:
-            given = ", ".join(f"{name}={said[name]}" for name in wrong)
+            given = ", ".join(f"{name}={values[name]}" for name in wrong)
             raise ConfigError(f"{given}: not as torchrun sets it; unset RANK to run one process")
-        if int(said["MASTER_PORT"]) not in range(1, 1 << 16):
+        if int(values["MASTER_PORT"]) not in range(1, 1 << 16):
             raise ConfigError(
-                f"MASTER_PORT={said['MASTER_PORT']}: a port is 1..65535; "
+                f"MASTER_PORT={values['MASTER_PORT']}: a port is 1..65535; "
                 "choose a free one, or unset RANK to run one process"
             )
         local = os.environ.get("LOCAL_WORLD_SIZE", "")  # other launchers leave it out
-        rank, world, local_rank = (int(said[name]) for name in names)
+        rank, world, local_rank = (int(values[name]) for name in names)
         return cls(rank, world, local_rank, int(local) if local.isdecimal() else 1)
 
     @property
@@ -73,7 +73,7 @@ class Workers:
         Args: on_event: hears whom this one waits for, if that takes long.
         Raises: ConfigError: the others do not come, or are not reached; nothing was created.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             yield
             return
         from torch import distributed
@@ -83,7 +83,7 @@ class Workers:
                 "this process is in a group of torch.distributed already, and workers form one of "
                 "their own: call it before init_process_group, or after destroy_process_group"
             )
-        meet(self.rank, self.world, on_event)
+        meet(self.rank, self.world_size, on_event)
         try:
             yield
         finally:
@@ -95,11 +95,11 @@ class Workers:
 
         The first of a machine does so for all that run there, the others for themselves.
         """
-        return self.local_world if self.local_rank == 0 else 1
+        return self.local_world_size if self.local_rank == 0 else 1
 
     def device(self, leaders: str) -> str:
         """Where this one computes, if the leader does on `leaders`: each on a GPU of its own."""
-        shared = self.world > 1 and leaders.startswith("cuda")
+        shared = self.world_size > 1 and leaders.startswith("cuda")
         return f"cuda:{self.local_rank}" if shared else leaders
 
     def require_own_devices(self, given: str) -> None:
@@ -107,7 +107,7 @@ class Workers:
 
         Raises: ConfigError: it names one for all of them.
         """
-        if self.world > 1 and given not in ("auto", "cpu", "cuda", "cuda:0"):
+        if self.world_size > 1 and given not in ("auto", "cpu", "cuda", "cuda:0"):
             raise ConfigError(f"--device {given}: each worker takes its own; leave it out")
 
     def hints_only(self, on_event: OnEvent) -> OnEvent:
@@ -121,11 +121,11 @@ class Workers:
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part of what all of them hold, dealt round robin."""
-        return list(items[self.rank :: self.world])
+        return list(items[self.rank :: self.world_size])
 
     def part(self, count: int) -> slice:
         """This process's equal part of `count` things, a multiple of the processes."""
-        each = count // self.world
+        each = count // self.world_size
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -136,7 +136,7 @@ class Workers:
         Args: tensors: of one device; on a GPU the host does not wait for the others.
         Raises: Stopped: a process is gone, as far as the host notices.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return
         import torch
         from torch import distributed
@@ -144,47 +144,54 @@ class Workers:
         whole = torch.cat([tensor.flatten() for tensor in tensors])
         with _missed():
             distributed.all_reduce(whole)
-        parts = torch.split(whole / self.world, [tensor.numel() for tensor in tensors])
+        parts = torch.split(whole / self.world_size, [tensor.numel() for tensor in tensors])
         means = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
         torch._foreach_copy_(list(tensors), means)
 
-    def all_of(self, rows: Tensor) -> Tensor:
+    def gather(self, rows: Tensor) -> Tensor:
         """The parts of all processes, in the order of `part`; all call this at the same time.
 
         Args: rows: (n, ...), of one shape in all of them.
         Raises: Stopped: a process is gone.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return rows
         from torch import distributed
 
-        found = rows.new_empty((self.world * len(rows), *rows.shape[1:]))
+        found = rows.new_empty((self.world_size * len(rows), *rows.shape[1:]))
         with _missed():
             distributed.all_gather_into_tensor(found, rows.contiguous())
         return found
 
-    def any_of(self, value: bool) -> bool:
+    def any(self, value: bool) -> bool:
         """Whether any process says so; all call this at the same time.
 
         Raises: Stopped: a process is gone.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         import torch
         from torch import distributed
 
-        said = torch.tensor(int(value))
+        count = torch.tensor(int(value))
         with _missed():
-            distributed.all_reduce(said)
-        return bool(said)
+            distributed.all_reduce(count)
+        return bool(count)
 
-    def told(self, value: T | None = None) -> T:
+    def barrier(self) -> None:
+        """Wait until all processes call this.
+
+        Raises: Stopped: a process is gone.
+        """
+        self.any(False)
+
+    def broadcast(self, value: T | None = None) -> T:
         """What the leader called this with, in every process; the others wait for it.
 
         Raises: Stopped: the leader is gone.
         """
         box = [value]
-        if self.world > 1:
+        if self.world_size > 1:
             from torch import distributed
 
             with _missed():
@@ -202,10 +209,10 @@ class Workers:
             yield
         except Stopped as stopped:
             mine = stopped
-        if self.world > 1:
+        if self.world_size > 1:
             from torch import distributed
 
-            found: list[Stopped | None] = [None] * self.world
+            found: list[Stopped | None] = [None] * self.world_size
             with _missed():
                 distributed.all_gather_object(found, mine)
             mine = next(filter(None, [mine, *found]), None)

@@ -62,6 +62,10 @@ class RunError(DreamkdError):
     exit_code = 6
 
 
+class InUseError(RunError):
+    """Another process holds the run folder."""
+
+
 class DivergedError(DreamkdError):
     """A loss term became NaN or infinite; `fact` says which, and where, without the advice."""
 

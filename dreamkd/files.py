@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dreamkd.errors import DataError, RunError, said
+from dreamkd.errors import DataError, InUseError, RunError, said
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -64,13 +64,15 @@ def part_of(path: Path) -> Path:
 def lock(handle: int, folder: Path) -> None:
     """Lock an open file of `folder` until it is closed, by whatever end of the process.
 
-    Raises: RunError: another process holds the lock, or the file system has none.
+    Raises:
+        InUseError: another process holds the lock.
+        RunError: the file system has none.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(handle, 64, 0).decode(errors="replace").strip()
-        raise RunError(
+        raise InUseError(
             f"{folder} is in use by process {holder or 'unknown'}; wait for it, or choose another "
             "--out"
         ) from None

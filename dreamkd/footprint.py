@@ -25,7 +25,7 @@ def work(config: DistillConfig, *, workers: int, minutes: float | None) -> Work:
         minutes: that the job is given, if it is.
     """
     steps, kinds = int(config.steps) * int(config.batch_size) / 10, 1
-    if not config.data:
+    if timetable.synthesises(config):
         steps += _images(config) * full_steps(config)
         kinds += graphs(config, rival=timetable.any_competes(config))
     return Work(steps / workers, kinds, None if minutes is None else 60 * minutes)
@@ -38,7 +38,7 @@ def require(config: DistillConfig, student: Classifier, run: Run) -> str:
     Returns: a line for people.
     Raises: RunError: one does not.
     """
-    if not config.data:
+    if timetable.synthesises(config):
         require_memory(_images(config), student.card.input_size, advice=_FEWER)
     return require_room(run.folder, _room(config, student, run))
 
@@ -55,8 +55,8 @@ def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
     holds weights, their average, and the optimiser's moments.
     """
     size = student.card.input_size
-    images = 0 if config.data else _images(config) - run.images
-    carried = 0 if config.data else IMAGES[config.images].carried(size)
+    images = _images(config) - run.images if timetable.synthesises(config) else 0
+    carried = IMAGES[config.images].carried(size) if timetable.synthesises(config) else 0
     views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))

@@ -75,9 +75,9 @@ def differing(
 ) -> list[str]:
     """In words, the settings that are not what was asked for then.
 
-    What was left open and the value it led to are the same wish; so are all the settings as they
-    were decided, whatever is left open about the machine. Of a wish that was given, what became of
-    it is not: a plan's steps are no plan.
+    A value is the same if it equals what was asked for then, or what an open setting became; so is
+    a whole of decided settings, whatever it leaves open about the machine. But what became of a
+    setting that was given is not the same as giving it: a plan's steps are no plan.
     """
     if all(
         _same(name, value, decided.get(name))

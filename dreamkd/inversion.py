@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreamkd import models
 from dreamkd.bank import Bank
 from dreamkd.config import InvertConfig
 from dreamkd.course import full_steps, graphs
@@ -25,13 +24,16 @@ from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
 from dreamkd.identity import requested_settings
 from dreamkd.layout import Layout
-from dreamkd.models import Classifier
+from dreamkd.models import Card
+from dreamkd.networks import BY_NAME, Own
 from dreamkd.pace import Pace
 from dreamkd.partners import Partners
 from dreamkd.preparation import factors, keep, prepare, require_same, settled
-from dreamkd.runs import Run, default_folder, open_run
+from dreamkd.runfolder import default_folder, open_run
+from dreamkd.runs import Run
 from dreamkd.sequence import SMALLER, Chain, sequential
 from dreamkd.trial import try_out
+from dreamkd.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +58,13 @@ class Inversion:
 def invert(
     config: InvertConfig,
     *,
-    teacher: Classifier | None = None,
+    own: Own = BY_NAME,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Inversion:
     """Synthesise `per_class` images of every class into a run folder; resume it if it is there.
 
-    Args: teacher: the network, which stays as it is; with one `config.model` only names the run.
+    Args: own: networks that stay as they are; the settings only name them, and the run.
 
     Raises:
         ConfigError: an option does not fit the model.
@@ -72,11 +74,11 @@ def invert(
         DivergedError: a term became NaN or infinite.
         Stopped: `should_stop` said so; the same call goes on.
     """
-    workers, teacher = Workers.of_environment(), teacher and teacher.borrowed()
-    with workers.joined(on_event):
-        if workers.leads:
-            return _lead(config, workers, teacher, on_event=on_event, should_stop=should_stop)
-        return _follow(workers, teacher, on_event=on_event, should_stop=should_stop)
+    group, own = Workers.of_environment(), own.borrowed()
+    with group.joined(on_event):
+        if group.leads:
+            return _lead(config, group, own, on_event=on_event, should_stop=should_stop)
+        return _follow(group, own, on_event=on_event, should_stop=should_stop)
 
 
 @dataclass(frozen=True)
@@ -91,55 +93,55 @@ class _Assignment:
 
 def _lead(
     config: InvertConfig,
-    workers: Workers,
-    teacher: Classifier | None,
+    group: Workers,
+    own: Own,
     *,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> Inversion:
     """Decide what the run is, make a share of its batches, and end it."""
     began = time.perf_counter()
-    teacher = teacher or models.load(config.model, **config.load_arguments(), on_event=on_event)
-    on_event(Note(f"teacher: {teacher.card.source}"))
-    partners = Partners.load(config, teacher, on_event=on_event)
-    layout = Layout.of(config, teacher.card)
+    partners = Partners.load(config, own, on_event=on_event)
+    networks, card = partners.networks, partners.networks.teacher.card
+    layout = Layout.of(config, card)
     # Whatever can be refused is refused before anything is created.
     Runtime.settle(config)
-    decided = settled(config, teacher, student=partners.student)
-    _refuse_to_share(decided, workers)
-    for network in filter(None, (teacher, partners.student)):
+    decided = settled(config, networks)
+    _refuse_to_share(decided, group)
+    for network in networks.staged:
         for factor in factors(decided):
             try_out(network, factor=factor, synthesis=True)
-    requested, weights = requested_settings(config), teacher.sha256()
-    folder = Path(config.out or default_folder("invert", config.model, requested, weights))
+    identity = partners.identity()
+    wanted = {"requested": requested_settings(config), **identity}
+    folder = Path(config.out or default_folder("invert", config.model, wanted))
     with open_run(folder) as run:
-        on_event = run.listener(on_event)
-        if config.format == "folder" and len(layout.classes) < teacher.card.num_classes:
-            made = f"{len(layout.classes)} of {teacher.card.num_classes} classes are made"
+        worker = Worker.at(
+            run, group, on_event, should_stop, minutes=config.max_minutes, began=began
+        )
+        on_event = worker.on_event
+        if config.format == "folder" and len(layout.classes) < card.num_classes:
+            made = f"{len(layout.classes)} of {card.num_classes} classes are made"
             on_event(Hint(f"{made}: ImageFolder numbers those from 0, unlike the records"))
-        should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
 
         def check(config: InvertConfig) -> None:
-            needed = layout.room(config, teacher.card, made=run.images)
+            needed = layout.room(config, card, made=run.images)
             on_event(Note(f"run: {folder}; {require_room(folder, needed)}"))
 
-        given, inputs = config, partners.identity()
+        given = config
         config, runtime = prepare(
             run,
             given,
-            teacher=teacher,
-            prior=partners.prior,
-            student=partners.student,
-            work=lambda c: Work(layout.count * full_steps(c) / workers.world, graphs(c)),
-            inputs=inputs,
+            networks=networks,
+            work=lambda c: Work(layout.count * full_steps(c) / group.world_size, graphs(c)),
+            identity=identity,
             check=check,
             on_event=on_event,
         )
-        keep(run, given, config, teacher=teacher, inputs=inputs, on_event=on_event)
+        keep(run, given, config, identity=identity, on_event=on_event)
         on_event(Note(f"{runtime.describe()}; compile {config.compile}"))
-        if workers.world > 1:
-            on_event(Note(f"{workers.world} workers; progress is that of the first one's share"))
-        with _bank(run, config, teacher, on_event=on_event) as bank:
+        if group.world_size > 1:
+            on_event(Note(f"{group.world_size} workers; progress is that of the first one's share"))
+        with _bank(run, config, card, on_event=on_event) as bank:
             plan = layout.batches(config, made=bank.lines)
             if config.method != "deepdream" and any(stop - start == 1 for start, stop in plan):
                 on_event(Hint("a batch is of a single image, whose statistics are matched alone"))
@@ -148,74 +150,67 @@ def _lead(
             assignment = _Assignment(config, folder, plan, bank.held(range(len(plan))))
             # What a sequential run carries past its last batch is part of its end too.
             finished = run.result is not None and all(assignment.held)
-            if workers.told(finished):
+            if finished:
+                group.broadcast()
                 on_event(Note("it is finished: nothing is left to make"))
             else:
                 run.begin()
-                workers.told(assignment)
-                with workers.together():
-                    _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
+                group.broadcast(assignment)
+                with group.together():
+                    _make(assignment, worker, bank, partners)
             bank.complete()
             result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
         on_event(Finished("invert", result.seconds))
-    return workers.told(result)
+    return group.broadcast(result)
 
 
 def _follow(
-    workers: Workers,
-    teacher: Classifier | None,
+    group: Workers,
+    own: Own,
     *,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> Inversion:
-    """Make a share of the batches that the leader tells of."""
+    """Make a share of the batches that the leader tells of, if there are any to make."""
     began = time.perf_counter()
-    finished: bool = workers.told()
-    if not finished:
-        assignment: _Assignment = workers.told()
+    assignment: _Assignment | None = group.broadcast()
+    if assignment is not None:
         config = assignment.config
-        with workers.together():
+        with group.together():
             run = Run(assignment.folder)
             if run.resolved is None:
                 raise RunError(
                     f"{assignment.folder} holds no run here; all workers need the same folder"
                 )
-            teacher = teacher or models.load(config.model, **config.load_arguments())
-            partners = Partners.load(config, teacher, on_event=ignore)
-            require_same(run, teacher, partners.identity())
-            on_event = workers.hints_only(run.listener(on_event))
-            should_stop = run.limited(should_stop, minutes=config.max_minutes, began=began)
-            with _bank(run, config, teacher, page=False, on_event=on_event) as bank:
-                _make(assignment, run, bank, teacher, partners, workers, on_event, should_stop)
-    return workers.told()
+            partners = Partners.load(config, own, on_event=ignore)
+            require_same(run, partners.identity())
+            worker = Worker.at(
+                run, group, on_event, should_stop, minutes=config.max_minutes, began=began
+            )
+            card = partners.networks.teacher.card
+            with _bank(run, config, card, page=False, on_event=worker.on_event) as bank:
+                _make(assignment, worker, bank, partners)
+    return group.broadcast()
 
 
-def _make(
-    assignment: _Assignment,
-    run: Run,
-    bank: Bank,
-    teacher: Classifier,
-    partners: Partners,
-    workers: Workers,
-    on_event: OnEvent,
-    should_stop: Callable[[], bool],
-) -> None:
+def _make(assignment: _Assignment, worker: Worker, bank: Bank, partners: Partners) -> None:
     """Make this worker's share of the batches that are missing.
 
     Raises: Stopped.
     """
-    config = replace(assignment.config, device=workers.device(assignment.config.device))
-    runtime, layout = Runtime.settle(config), Layout.of(config, teacher.card)
+    group, on_event = worker.group, worker.on_event
+    config = replace(assignment.config, device=group.device(assignment.config.device))
+    runtime, layout = Runtime.settle(config), Layout.of(config, partners.networks.teacher.card)
     with (
         enough_memory(SMALLER),
         partners.verifiers.on(runtime.device),
-        partners.synthesiser(teacher, config, runtime=runtime, on_event=on_event) as synthesiser,
-        Chain(run, bank, seed=config.seed, on_event=on_event) as chain,
+        partners.synthesiser(config, runtime=runtime, on_event=on_event) as synthesiser,
+        Chain(worker.run, bank, seed=config.seed, on_event=on_event) as chain,
     ):
         left = chain.begin(synthesiser, assignment.held)
-        missing, made = workers.share(left), (len(assignment.plan) - len(left)) // workers.world
-        pace = Pace(on_event, should_stop, batches=made + len(missing), made=made)
+        missing, made = group.share(left), (len(assignment.plan) - len(left)) // group.world_size
+        pace = Pace(on_event, worker.should_stop, batches=made + len(missing), made=made)
         for k in missing:
             start, stop = assignment.plan[k]
             batch = chain.make(k, layout.labels(start, stop), on_step=pace.on_step)
@@ -225,24 +220,24 @@ def _make(
 
 
 def _bank(
-    run: Run, config: InvertConfig, teacher: Classifier, *, page: bool = True, on_event: OnEvent
+    run: Run, config: InvertConfig, card: Card, *, page: bool = True, on_event: OnEvent
 ) -> Bank:
     """Where the batches go, in the format that was asked for."""
-    names = teacher.card.class_names or list(map(str, range(teacher.card.num_classes)))
+    names = card.class_names or list(map(str, range(card.num_classes)))
     files = FORMATS[config.format](run.folder, names)
     return Bank(run, files=files, page=page, on_event=on_event)
 
 
-def _refuse_to_share(config: InvertConfig, workers: Workers) -> None:
+def _refuse_to_share(config: InvertConfig, group: Workers) -> None:
     """Raises: ConfigError: several processes cannot make these batches."""
-    if workers.world == 1:
+    if group.world_size == 1:
         return
     if sequential(config):
         raise ConfigError(
             "every batch depends on those before it (--images generator, --bn-momentum): "
-            f"{workers.world} workers cannot share them, so run one process"
+            f"{group.world_size} workers cannot share them, so run one process"
         )
-    workers.require_own_devices(config.device)
+    group.require_own_devices(config.device)
 
 
 def _result(bank: Bank, folder: Path, seconds: float) -> Inversion:

@@ -23,6 +23,7 @@ from dreamkd.forecast import Forecast
 from dreamkd.losses import SparseOutputs
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks
 from dreamkd.runs import Run
 from dreamkd.softlabels import Recorder, Stored
 from dreamkd.synthesis import Synthesiser
@@ -95,11 +96,9 @@ class Job:
         """What makes the images, set up when they are first needed."""
         return self._stack.enter_context(
             Synthesiser.of(
-                self.teacher,
+                Networks(self.teacher, prior=self.prior, rival=self.rival),
                 self.config,
                 runtime=self.runtime,
-                prior=self.prior,
-                student=self.rival,
                 on_event=self.on_event,
             )
         )
@@ -131,9 +130,9 @@ class Job:
             self.seconds = float(saved[1]["synthesis_seconds"])
             if saved[1]["measured_on"] == self._measured_on:
                 self.curve = saved[1]["curve"]
-        if self.workers.world > 1:
+        if self.workers.world_size > 1:
             mine = self.training.step, self.student.sha256()
-            if self.workers.told(mine) != mine:
+            if self.workers.broadcast(mine) != mine:
                 raise RunError(
                     f"{self.run.folder} holds another state here than where the leader is; all "
                     "workers need the same folder"
@@ -201,13 +200,11 @@ class Job:
             return
         if any(point["step"] == step for point in self.curve):
             return
-        student, alone = self.training.result(examples), self.workers.world == 1
-        found = measure(
-            student,
-            *self.measured.examples,
-            # Others wait for the next step, and stop with the leader there.
-            on_batch=self.stop_if_asked if alone else lambda: None,
-        )
+        # Others wait for the next step, and stop with the leader there.
+        alone = self.workers.world_size == 1
+        stop: Callable[[], None] = self.stop_if_asked if alone else lambda: None
+        student = self.training.result(examples, on_batch=lambda _: stop())
+        found = measure(student, *self.measured.examples, on_batch=stop)
         self.curve.append(self.point(found.top1, images=len(examples.images)))
         self.on_event(Note(f"step {step}: {found.top1:.2f} % top-1"))
 
@@ -235,7 +232,7 @@ class Job:
                 self._foresee_steps()
                 total, left = int(self.config.steps), self.forecast.left()
                 self.on_event(Progress(self.name, step, total, "steps", terms, left))
-            if pause or self.runtime.device == "cpu" or self.workers.world == 1:
+            if pause or self.runtime.device == "cpu" or self.workers.world_size == 1:
                 self.stop_if_asked()  # several GPUs do not wait for each other at every step
             self.look(examples)
             if step == int(self.config.steps):
@@ -249,9 +246,24 @@ class Job:
                 self.look(examples)  # the last run was stopped before or in it
             self.training.advance(examples, until=until, on_step=on_step)
 
+    def result(self, examples: Examples) -> Classifier:
+        """The student to keep, which learned from `examples`; what it takes is work of the student.
+
+        Raises: Stopped: when asked; the same command takes the statistics anew.
+        """
+
+        def on_batch(k: int) -> None:
+            self.on_event(Progress("recalibration", k, self.config.bn_recalibration, "batches"))
+            self.stop_if_asked()
+
+        began = time.perf_counter()
+        student = self.training.result(examples, on_batch=on_batch)
+        self.training.seconds += time.perf_counter() - began
+        return student
+
     def stop_if_asked(self, said: str = "") -> None:
         """Raises: Stopped: the state of this step is saved; it says how far it is, and `said`."""
-        if self.workers.any_of(self.should_stop()):
+        if self.workers.any(self.should_stop()):
             self.save()
             reached = f"step {self.training.step} of {self.config.steps} of the {self.name}"
             raise Stopped(f"{reached} is saved; {said}the same command continues")

@@ -1,13 +1,13 @@
-"""What `distill` begins with: teacher, student, the network whose statistics count, images."""
+"""What `distill` begins with: networks and images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from dreamkd import models, softlabels
+from dreamkd import softlabels, timetable
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import ALONE, Workers
 from dreamkd.errors import RunError
@@ -15,49 +15,46 @@ from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.examples import Labelled, is_data_free, read_labelled
 from dreamkd.identity import versions
 from dreamkd.models import Classifier
-from dreamkd.partners import load_partner, starting_student
-
-
-class Own(NamedTuple):
-    """Networks that the caller holds, in place of those that the settings name."""
-
-    teacher: Classifier | None = None
-    student: Classifier | None = None
+from dreamkd.networks import Networks, Own
+from dreamkd.partners import load_partner, load_teacher, starting_student
 
 
 @dataclass(frozen=True, kw_only=True)
 class Materials:
     """Networks as they are before the first step; the student that learns is a copy."""
 
-    teacher: Classifier
+    networks: Networks  # the student as the rival, where any images compete
     student: Classifier
-    prior: Classifier | None  # whose statistics are matched, if not the teacher's
     given: Labelled | None = None  # images that the student learns from, where they exist
     measured: Labelled | None = None  # images that it is measured on, and that train nothing
 
     @classmethod
     def load(cls, config: DistillConfig, own: Own, *, on_event: OnEvent = ignore) -> Self:
-        """Load the networks that the settings name; images are read by `with_images`.
+        """Load what the settings name, but for what the caller holds; images: `with_images`.
 
         Raises:
             ConfigError: pretrained weights are asked for, and the student is a file.
             ModelError: a network cannot be loaded or built, or does not go with the teacher.
         """
-        stated = config.load_arguments()
-        teacher = own.teacher or models.load(config.teacher, **stated, on_event=on_event)
-        on_event(Note(f"teacher: {teacher.card.source}"))
+        teacher = load_teacher(config, config.teacher, own, on_event=on_event)
         student = starting_student(config, teacher, own=own.student, on_event=on_event)
-        prior = None
-        if config.bn_prior is not None:
-            prior = load_partner(
-                config.bn_prior,
-                teacher,
-                option="--bn-prior",
-                trust_pickle=config.trust_pickle,
-                on_event=on_event,
-            )
+        prior = load_partner(
+            config.bn_prior,
+            teacher,
+            own=own.prior,
+            option="--bn-prior",
+            trust_pickle=config.trust_pickle,
+            on_event=on_event,
+        )
+        if prior is not None:
             on_event(Note(f"statistics: {prior.card.source}"))
-        return cls(teacher=teacher, student=student, prior=prior)
+        rival = student if timetable.any_competes(config) else None
+        return cls(networks=Networks(teacher, prior=prior, rival=rival), student=student)
+
+    @property
+    def teacher(self) -> Classifier:
+        """Which the student learns from."""
+        return self.networks.teacher
 
     def with_images(
         self,
@@ -88,7 +85,7 @@ class Materials:
         return replace(self, measured=measured, given=given)
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What of them a run depends on, beside the teacher: weights, cards, pixels, labels.
+        """What of them a run depends on: networks, pixels, labels.
 
         Args: config: settled.
 
@@ -96,22 +93,16 @@ class Materials:
             ConfigError: labels that were stored are of other views, or of another teacher.
             DataError: a file of them is damaged.
         """
-        found: dict[str, Any] = {
-            "data_pixels_sha256": self.given and self.given.examples.sha256(),
-            "bn_prior_sha256": self.prior and self.prior.sha256(),
-        }
+        found = self.networks.identity(self.student)
+        found["data_pixels_sha256"] = self.given and self.given.examples.sha256()
         if config.labels is not None:
             wanted = {name: getattr(config, name) for name in softlabels.VIEWS}
-            wanted |= {**found, "teacher_sha256": self.teacher.sha256()}
+            wanted |= {name: found[name] for name in softlabels.INPUTS}
             card = self.teacher.card
             wanted |= {f"teacher_{name}": getattr(card, name) for name in softlabels.CARD}
             wanted |= {f"{name}_version": versions()[name] for name in softlabels.DRAWN_BY}
             kept = softlabels.require_same(Path(config.labels), wanted)
             found |= {"labels_kept": kept.outputs, "labels_sha256": kept.sha256}
-        found["bn_prior"] = self.prior and self.prior.card.facts()
-        found["student_sha256"] = self.student.sha256()
-        found["student"] = self.student.card.facts()
-        found["student_data_free"] = self.student.card.data_free
         return found
 
     def require_same(
@@ -119,12 +110,11 @@ class Materials:
     ) -> None:
         """Check that a worker was given what the leader was.
 
-        Args: identity: the leader's, with its teacher's hash. config: settled.
+        Args: identity: the leader's. config: settled.
         Raises: RunError: it was not.
         """
-        mine = {**self.identity(config), "teacher_sha256": self.teacher.sha256()}
-        others = [name for name, value in mine.items() if identity[name] != value]
-        if others:
+        mine = self.identity(config)
+        if others := [name for name, value in mine.items() if identity[name] != value]:
             raise RunError(f"worker {worker}: {', '.join(others)} differ from the leader's")
 
     def is_data_free(self, config: DistillConfig) -> bool:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dreamkd import losses
 from dreamkd.augment import View, see
 from dreamkd.batchnorm import stored, watch
-from dreamkd.config import ImageConfig
+from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.engine import (
     Runtime,
     chunks,
@@ -32,8 +32,8 @@ from dreamkd.engine import (
 from dreamkd.events import OnEvent, ignore
 from dreamkd.models import Classifier
 from dreamkd.moments import Average, Moments, Stored, blend, in_place_of, of_batch
+from dreamkd.networks import Networks
 from dreamkd.resampling import Resampling, resample, resampling
-from dreamkd.rival import Rival
 
 #: (images, labels, view, count, whole, average, alpha_f) -> scalar to differentiate, terms, scores.
 Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -48,21 +48,19 @@ class Loss(NamedTuple):
 
 
 class Objective:
-    """Eq. 2, 7 or 9 of Yin et al. 2020 for one frozen teacher.
+    """Eq. 2, 7 or 9 of Yin et al. 2020 for one frozen teacher and those beside it.
 
-    with Objective(teacher, config, runtime=runtime) as objective:
+    with Objective(networks, config, runtime=runtime) as objective:
         loss = objective(x, labels, view)
     """
 
     def __init__(
         self,
-        teacher: Classifier,
-        config: ImageConfig,
+        networks: Networks,
+        config: InvertConfig | DistillConfig,
         *,
         runtime: Runtime,
         statistics: bool = True,
-        prior: Classifier | None = None,
-        rival: Rival | None = None,
         compiled: bool = False,
         on_event: OnEvent = ignore,
     ) -> None:
@@ -71,40 +69,35 @@ class Objective:
         Args:
             config: settled (no `auto` left) for the teacher's input size.
             statistics: whether R_feature is part of the loss (not so in DeepDream).
-            prior: a second network whose statistics are matched instead of the teacher's.
-            rival: the student of Adaptive DeepInversion; its weights may change between batches.
         """
-        self.teacher = teacher
+        self.networks = networks
         self.config = config
         self._border = config.border()
         self.runtime = runtime
-        self.rival = rival
         self.statistics = statistics
-        self.prior = prior
         self._compiled = compiled
         self._on_event = on_event
-        self._stack = ExitStack()
         self._losses: dict[tuple[int, bool], Callable[..., Loss]] = {}
         self._stored: dict[int, Stored] = {}  # by how much the images are shrunk
         self._to_prior: dict[tuple[int, int], Resampling | None] = {}  # from the size seen
 
     def __enter__(self) -> Self:
-        device = self.runtime.device
-        # Copies carry the hooks: others who run the networks meanwhile do not pay for them.
-        self._model = self._fixed(self.teacher)
-        if self.rival is not None:
-            module, size = self.rival.student.module, self.rival.student.card.input_size
-            self._stack.enter_context(on_device(module, device))
-            self._stack.callback(lay_out(module, size))
-        if self.prior is not None:
-            self._prior_model = self._fixed(self.prior)
-        if self.statistics:  # else nobody would take what the hooks collect
-            self._watched_model = self._prior_model if self.prior is not None else self._model
-            self._watched = self._stack.enter_context(watch(self._watched_model))
-        card = self.teacher.card
-        black = torch.zeros(card.input_size[0], 1, 1, device=device)
-        self._black = normalise(black, mean=card.mean, std=card.std)
-        self._stack.enter_context(self.runtime.active())
+        device, card = self.runtime.device, self.networks.teacher.card
+        teacher, prior, rival = self.networks.teacher, self.networks.prior, self.networks.rival
+        with ExitStack() as stack:
+            # Copies carry the hooks: others who run the networks meanwhile do not pay for them.
+            self._model = self._watched_model = self._fixed(teacher)
+            if rival is not None:
+                stack.enter_context(on_device(rival.module, device))
+                stack.callback(lay_out(rival.module, rival.card.input_size))
+            if prior is not None:
+                self._watched_model = self._fixed(prior)
+            if self.statistics:  # else nobody would take what the hooks collect
+                self._watched = stack.enter_context(watch(self._watched_model))
+            black = torch.zeros(card.input_size[0], 1, 1, device=device)
+            self._black = normalise(black, mean=card.mean, std=card.std)
+            stack.enter_context(self.runtime.active())
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +111,7 @@ class Objective:
     def term_names(self, *, compete: bool = True) -> list[str]:
         """The terms of the loss: first those that each image has for itself, then R_feature."""
         names = ["ce", *(name for name in losses.PRIORS if getattr(self.config, name))]
-        names += ["competition"] if self.rival and compete else []
+        names += ["competition"] if self.networks.rival and compete else []
         return names + (["r_feature"] if self.statistics else [])
 
     def __call__(
@@ -147,7 +140,7 @@ class Objective:
             r_feature: its weight alpha_f, if it is not that of the settings.
         Returns: detached tensors, on the device of `x`; the next call may overwrite them.
         """
-        key = factor, compete and self.rival is not None
+        key = factor, compete and self.networks.rival is not None
         if key not in self._losses:
             self._prepare(*key)
         alpha_f = self._scalar(self.config.r_feature if r_feature is None else r_feature)
@@ -194,15 +187,16 @@ class Objective:
 
     def _prepare(self, factor: int, compete: bool) -> None:
         """Set up the loss at one resolution: compiled, and on CUDA recorded, by itself."""
-        device, (channels, height, width) = self.runtime.device, self.teacher.card.input_size
+        networks, device = self.networks, self.runtime.device
+        channels, height, width = networks.teacher.card.input_size
         size = channels, height // factor, width // factor
-        if self.prior is not None:
-            seen, size = size[1:], self.prior.card.input_size
+        if networks.prior is not None:
+            seen, size = size[1:], networks.prior.card.input_size
             weights = resampling(seen, size[1:], device=device)
             self._to_prior[seen] = weights if seen != size[1:] else None
         if self.statistics:
             with self.runtime.autocast():
-                name = (self.prior or self.teacher).card.architecture
+                name = networks.matched.card.architecture
                 self._stored[factor] = stored(self._watched_model, size, name=name)
         step: Step = partial(self._terms, factor, compete)
         if self._compiled:
@@ -218,10 +212,10 @@ class Objective:
             self._watched.begin()
             with self.runtime.autocast():
                 inputs = self._seen(x[part], view.part(part), factor)
-                if self.prior is None:
+                if self.networks.prior is None:
                     self._model(inputs)
                 else:
-                    self._run_prior(inputs)
+                    self._run_prior(inputs, self.networks.prior)
             found.append(of_batch(self._watched.take()))
         return blend(found, [(part.stop - part.start) / len(x) for part in parts])
 
@@ -241,7 +235,7 @@ class Objective:
 
         Returns: the scalar to differentiate; the weighted terms; each image's own part, (B,).
         """
-        config = self.config
+        config, networks = self.config, self.networks
         if self.statistics:
             self._watched.begin()
         inputs = self._seen(x, view, factor)
@@ -250,22 +244,23 @@ class Objective:
         # Priors are of the image, not of the view: shifting in a circle would add a seam.
         small = _shrink(x, factor)
         own += [
-            float(weight) * prior(small)
-            for name, prior in losses.PRIORS.items()
+            float(weight) * penalty(small)
+            for name, penalty in losses.PRIORS.items()
             if (weight := getattr(config, name))
         ]
         if compete:
-            assert self.rival is not None
-            student = self.rival.student
-            theirs = student.module(renormalise(inputs, self.teacher.card, student.card))
-            compare = losses.COMPETITION[self.rival.loss]
-            disagreement = compare(logits, theirs, temperature=self.rival.temperature)
-            own.append(self.rival.weight * disagreement)
+            assert networks.rival is not None
+            student = networks.rival
+            theirs = student.module(renormalise(inputs, networks.teacher.card, student.card))
+            compare = losses.COMPETITION[config.competition_loss]
+            temperature = float(config.competition_temperature)
+            disagreement = compare(logits, theirs, temperature=temperature)
+            own.append(float(config.competition) * disagreement)
         per_image = torch.stack(own)  # (own terms, B)
         terms = per_image.sum(1) / count
         if self.statistics:
-            if self.prior is not None:
-                self._run_prior(inputs)
+            if networks.prior is not None:
+                self._run_prior(inputs, networks.prior)
             moments = of_batch(self._watched.take())
             if whole is not None:
                 moments = in_place_of(whole, moments, share=len(x) / count)
@@ -280,12 +275,11 @@ class Objective:
         seen = see(_shrink(x, factor), view, border=self._border, black=self._black)
         return seen.contiguous(memory_format=torch.channels_last)
 
-    def _run_prior(self, inputs: Tensor) -> None:
+    def _run_prior(self, inputs: Tensor, prior: Classifier) -> None:
         """Run the network whose statistics are matched; the hooks take what is wanted."""
-        assert self.prior is not None
-        theirs = renormalise(inputs, self.teacher.card, self.prior.card)
+        theirs = renormalise(inputs, self.networks.teacher.card, prior.card)
         weights = self._to_prior[inputs.shape[2], inputs.shape[3]]
-        self._prior_model(theirs if weights is None else resample(theirs, weights))
+        self._watched_model(theirs if weights is None else resample(theirs, weights))
 
 
 def _shrink(x: Tensor, factor: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The networks beside the teacher: whose statistics are matched, the student, the verifiers."""
+"""The networks that the settings name, loaded: teacher, prior, student, verifiers."""
 
 from __future__ import annotations
 
@@ -11,66 +11,70 @@ from dreamkd.engine import Runtime
 from dreamkd.errors import ConfigError, ModelError
 from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks, Own
 from dreamkd.synthesis import Synthesiser
 from dreamkd.verification import Verifiers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partners:
-    """Those that `invert` was given; each may be absent."""
+    """Those of `invert`."""
 
+    networks: Networks
     verifiers: Verifiers
-    prior: Classifier | None  # whose statistics are matched, if not the teacher's
-    student: Classifier | None  # that images should disagree with
 
     @classmethod
-    def load(cls, config: InvertConfig, teacher: Classifier, *, on_event: OnEvent) -> Self:
-        """Load what the settings name.
+    def load(cls, config: InvertConfig, own: Own, *, on_event: OnEvent) -> Self:
+        """Load what the settings name, but for what the caller holds.
 
         Raises:
             ModelError: one cannot be loaded, or does not go with the teacher.
             NoBatchNormError: the method needs statistics that no network here holds.
         """
         how: dict[str, Any] = {"trust_pickle": config.trust_pickle, "on_event": on_event}
-        prior, student = (
-            load_partner(spec, teacher, option=option, **how) if spec else None
-            for option, spec in (("--bn-prior", config.bn_prior), ("--student", config.student))
-        )
+        teacher = load_teacher(config, config.model, own, on_event=on_event)
+        prior = load_partner(config.bn_prior, teacher, own=own.prior, option="--bn-prior", **how)
+        rival = load_partner(config.student, teacher, own=own.student, option="--student", **how)
+        networks = Networks(teacher, prior=prior, rival=rival)
         if config.method != "deepdream":
-            source = prior or teacher
-            batchnorm.require_statistics(source.module, name=source.card.architecture)
-        for role, network in (("statistics", prior), ("student", student)):
-            if network is not None:
-                on_event(Note(f"{role}: {network.card.source}"))
-        if student is not None:
-            _require_alike(student, teacher)
-        verifiers = Verifiers.load(config.verifier, teacher=teacher, **how)
-        return cls(verifiers=verifiers, prior=prior, student=student)
+            matched = networks.matched
+            batchnorm.require_statistics(matched.module, name=matched.card.architecture)
+        if prior is not None:
+            on_event(Note(f"statistics: {prior.card.source}"))
+        if rival is not None:
+            on_event(Note(f"student: {rival.card.source}"))
+            _require_alike(rival, teacher)
+        verifiers = Verifiers.load(config.verifier, teacher=teacher, own=own.verifiers, **how)
+        return cls(networks=networks, verifiers=verifiers)
 
     def identity(self) -> dict[str, Any]:
-        """What of them a run depends on: weights, cards, what the student learned from."""
-        return {
-            "verifiers": self.verifiers.identity(),
-            "bn_prior_sha256": self.prior and self.prior.sha256(),
-            "bn_prior": self.prior and self.prior.card.facts(),
-            "student_sha256": self.student and self.student.sha256(),
-            "student": self.student and self.student.card.facts(),
-            "student_data_free": self.student is None or self.student.card.data_free,
-        }
+        """What of them a run depends on."""
+        verifiers = {"verifiers": self.verifiers.identity()}
+        return self.networks.identity(self.networks.rival) | verifiers
 
     def synthesiser(
-        self, teacher: Classifier, config: InvertConfig, *, runtime: Runtime, on_event: OnEvent
+        self, config: InvertConfig, *, runtime: Runtime, on_event: OnEvent
     ) -> Synthesiser:
         """What makes the batches."""
         return Synthesiser.of(
-            teacher,
+            self.networks,
             config,
             runtime=runtime,
             statistics=config.method != "deepdream",
-            prior=self.prior,
-            student=self.student,
             on_event=on_event,
         )
+
+
+def load_teacher(
+    config: InvertConfig | DistillConfig, spec: str, own: Own, *, on_event: OnEvent
+) -> Classifier:
+    """The teacher, as the settings describe it, or the caller's.
+
+    Raises: ModelError: it cannot be loaded.
+    """
+    teacher = own.teacher or models.load(spec, **config.load_arguments(), on_event=on_event)
+    on_event(Note(f"teacher: {teacher.card.source}"))
+    return teacher
 
 
 def _require_alike(student: Classifier, teacher: Classifier) -> None:
@@ -103,7 +107,8 @@ def starting_student(
     Args: own: the caller's, whose weights are where it begins; then `config.student` only names it.
 
     Raises:
-        ConfigError: pretrained weights are asked for, and a network is given.
+        ConfigError: an option has no effect on it: pretrained weights of one that is given,
+            statistics of one without batch norm.
         ModelError: it cannot be loaded or built, or does not go with the teacher; or nothing of it
             learns.
     """
@@ -144,6 +149,11 @@ def starting_student(
         raise ModelError(
             f"--student {spec}: none of its parameters learns; give it some that require gradients"
         )
+    if config.bn_recalibration and not batchnorm.running_statistics(student.module):
+        raise ConfigError(
+            f"--bn-recalibration has no effect with --student {spec}, which has no batch norm that "
+            "learns"
+        )
     on_event(Note(f"student: {student.card.source}"))
     return student
 
@@ -161,18 +171,22 @@ def _advise(student: str, teacher: Classifier, on_event: OnEvent) -> None:
 
 
 def load_partner(
-    spec: str,
+    spec: str | None,
     teacher: Classifier,
     *,
+    own: Classifier | None = None,
     option: str,
     trust_pickle: bool,
     on_event: OnEvent = ignore,
-) -> Classifier:
-    """A second network that sees the teacher's images.
+) -> Classifier | None:
+    """A second network that sees the teacher's images, where the settings name one.
 
+    Args: own: the caller's, which `spec` then only names.
     Raises: ModelError: it cannot be loaded, or takes other channels.
     """
-    partner = models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
+    if spec is None:
+        return None
+    partner = own or models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
     ours, theirs = teacher.card.input_size[0], partner.card.input_size[0]
     if ours != theirs:
         raise ModelError(f"{option} {spec} takes images of {theirs} channels, the model of {ours}")

@@ -16,7 +16,7 @@ from dreamkd.engine import Runtime, Work, enough_memory, worth_compiling
 from dreamkd.errors import RunError
 from dreamkd.events import Note, OnEvent
 from dreamkd.identity import BY_CONTENT, as_json, device_kind, requested_settings, versions
-from dreamkd.models import Classifier
+from dreamkd.networks import Networks
 from dreamkd.runs import Run
 from dreamkd.trial import runs
 
@@ -27,21 +27,17 @@ def prepare(
     run: Run,
     config: Config,
     *,
-    teacher: Classifier,
-    prior: Classifier | None = None,
-    student: Classifier | None = None,
+    networks: Networks,
     work: Callable[[Config], Work],
-    inputs: Mapping[str, Any],
+    identity: Mapping[str, Any],
     check: Callable[[Config], None] | None,
     on_event: OnEvent,
 ) -> tuple[Config, Runtime]:
     """The settings with every `auto` decided: those of the run if it exists, else new ones.
 
     Args:
-        prior: the network whose statistics are matched, if not the teacher.
-        student: the rival of images that compete.
         work: of the whole job, by the settled settings.
-        inputs: hashes of what else the outcome depends on, such as data that are read.
+        identity: what else the outcome depends on, such as hashes of networks and data.
         check: of the settled settings, before anything is measured; may raise. None where their
             size is not known yet.
 
@@ -51,23 +47,21 @@ def prepare(
     """
     requested = requested_settings(config)
     if run.resume(requested):
-        require_same(run, teacher, inputs)
+        require_same(run, identity)
         config = _resumed(run, config)
         if check is not None:
             check(config)
         return config, Runtime.settle(config)
     runtime = Runtime.settle(config)
-    config = replace(settled(config, teacher, student=student), **runtime.settings())
+    config = replace(settled(config, networks), **runtime.settings())
     if check is not None:
         check(config)
     with runtime.active():
-        config = _measured(
-            config, teacher, runtime=runtime, prior=prior, student=student, on_event=on_event
-        )
+        config = _measured(config, networks, runtime=runtime, on_event=on_event)
         if config.compile == "auto":
             calls = [
                 call
-                for network in filter(None, (teacher, prior, student))
+                for network in networks
                 for call in batchnorm.trace(
                     twin(network.module), torch.zeros(1, *network.card.input_size)
                 )
@@ -105,15 +99,14 @@ def keep(
     given: Config,
     decided: Config,
     *,
-    teacher: Classifier,
-    inputs: Mapping[str, Any],
+    identity: Mapping[str, Any],
     on_event: OnEvent,
 ) -> None:
     """Make the folder a run, unless it is one: what was given and what was decided, once.
 
     With `verbose` it is also told what was decided.
 
-    Args: inputs: as `prepare` was given them.
+    Args: identity: as `prepare` was given it.
     Raises: RunError: the folder cannot be written.
     """
     if given.verbose:
@@ -131,35 +124,28 @@ def keep(
                 **{k: v for k, v in _all(decided).items() if k not in outside},
                 "device": device_kind(decided.device),
             },
-            **_identity(teacher, inputs),
+            **identity,
             "versions": versions(),
         }
     )
 
 
-def require_same(run: Run, teacher: Classifier, inputs: Mapping[str, Any]) -> None:
+def require_same(run: Run, identity: Mapping[str, Any]) -> None:
     """Check that what a run depends on beside its settings is what it was.
 
     A run that is complete stays so whatever the versions of what made it.
 
-    Args: inputs: as `prepare` was given them.
+    Args: identity: as `prepare` was given it.
     Raises: RunError: it is not.
     """
-    for name, value in _identity(teacher, inputs).items():
+    for name, value in identity.items():
         run.require(name, as_json(value))
     if run.result is None:
         run.require_versions()
 
 
-def _identity(teacher: Classifier, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run depends on beside its settings."""
-    return {"teacher": teacher.card.facts(), "teacher_sha256": teacher.sha256(), **inputs}
-
-
-def settled(config: Config, teacher: Classifier, *, student: Classifier | None = None) -> Config:
+def settled(config: Config, networks: Networks) -> Config:
     """Every `auto` decided but the machine's and the measured, and checked as if it had been given.
-
-    Args: student: the rival of images that compete, which sees them at every stage too.
 
     Raises:
         ConfigError: what was given does not go with what follows from the model.
@@ -167,12 +153,13 @@ def settled(config: Config, teacher: Classifier, *, student: Classifier | None =
     if isinstance(config, DistillConfig) and config.budget_minutes is not None:
         # It becomes rounds and steps once the work is timed, by which a warm-up is judged.
         config = replace(config, budget_minutes=None, warmup="auto")
-    decided = settle(config, input_size=teacher.card.input_size, std=teacher.card.std)
+    card = networks.teacher.card
+    decided = settle(config, input_size=card.input_size, std=card.std)
     if not config.stages and not (
-        batchnorm.layers(teacher.module)
+        batchnorm.layers(networks.teacher.module)
         and all(
             runs(network, factor=factor)
-            for network in filter(None, (teacher, student))
+            for network in networks.staged
             for factor in factors(decided)
             if factor > 1
         )
@@ -189,11 +176,9 @@ def factors(config: Config) -> list[int]:
 
 def _measured(
     config: Config,
-    teacher: Classifier,
+    networks: Networks,
     *,
     runtime: Runtime,
-    prior: Classifier | None,
-    student: Classifier | None,
     on_event: OnEvent,
 ) -> Config:
     """What is measured on the model, decided: the weight of R_feature, a chunk, the border."""
@@ -201,21 +186,14 @@ def _measured(
     names = ("r_feature", "refine_r_feature")
     open_ = [name for name in names if getattr(config, name) == "auto" and name not in idle]
     if open_:
-        weight = calibration.r_feature_weight(
-            teacher, config, seed=config.seed, prior=prior, on_event=on_event
-        )
+        weight = calibration.r_feature_weight(networks, config, seed=config.seed, on_event=on_event)
         # The scale has done its work; kept, it would contradict the weight.
         decided: dict[str, Any] = {**dict.fromkeys(open_, weight), "r_feature_scale": "auto"}
         config = replace(config, **decided)
     if config.image_chunk == "auto" and "image_chunk" not in idle:
         with enough_memory("one image does not fit; lower --input-size, or --device cpu"):
             chunk = calibration.image_chunk(
-                teacher,
-                config,
-                runtime=runtime,
-                statistics="r_feature" not in idle,
-                prior=prior,
-                student=student,
+                networks, config, runtime=runtime, statistics="r_feature" not in idle
             )
         config = replace(config, image_chunk=chunk)
     if config.jitter_border == "auto" and "jitter_border" not in idle:
@@ -223,12 +201,7 @@ def _measured(
         border = "wrap"
         if matching:
             border = calibration.jitter_border(
-                teacher,
-                config,
-                runtime=runtime,
-                seed=config.seed,
-                prior=prior,
-                on_event=on_event,
+                networks, config, runtime=runtime, seed=config.seed, on_event=on_event
             )
         config = replace(config, jitter_border=border)
     return config

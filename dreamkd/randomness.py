@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Generator
 
 from dreamkd.errors import RunError
@@ -25,6 +26,17 @@ def generator_for(seed: int, *name: str | int) -> Generator:
     generator = Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return generator
+
+
+def seed_global(seed: int, *, device: str = "cpu") -> None:
+    """Seed the streams that a network draws from on `device`: torch's global ones, for dropout.
+
+    `torch.manual_seed` would also seed every other GPU, whose streams are others'.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from dreamkd.labels import label_range
 from dreamkd.randomness import generator_for
 from dreamkd.sequence import SMALLER, UNFINISHED, Chain
 
-#: Images of noise drawn at once: as floats they take many times the room of what is kept.
+#: Images of noise drawn at once: as floats they take four times the memory of what is kept.
 _NOISE = 256
 
 
@@ -123,7 +123,7 @@ def _make(k: int, labels: Tensor, job: Job, chain: Chain) -> Tensor:
     Returns: the images, uint8 (B, C, H, W).
     Raises: Stopped: the batch is then made again.
     """
-    began, ahead = time.perf_counter(), job.forecast.ahead["batches"]
+    began = time.perf_counter()
     compete = timetable.competes(k, job.config)
     watcher = _watcher(f"images {k + 1} of {timetable.batches(job.config)}", job)
     with enough_memory(SMALLER):
@@ -132,7 +132,7 @@ def _make(k: int, labels: Tensor, job: Job, chain: Chain) -> Tensor:
     job.spend(made - began, durably=True)  # before it is kept: a kill then loses none of it
     chain.keep(k, batch, start=k * len(labels))
     job.spend(time.perf_counter() - made)
-    job.foresee(batches=ahead - 1)
+    job.foresee(batches=job.forecast.ahead["batches"] - 1)
     job.save_if_due()
     return batch.images
 
@@ -142,11 +142,10 @@ def _watcher(phase: str, job: Job) -> OnStep:
 
     Raises (when called): Stopped.
     """
-    ahead = job.forecast.ahead["batches"]
 
     def watch_step(step: int, steps: int, terms: dict[str, float]) -> None:
         if step % LOOK == 0 or step == steps:
-            job.forecast.ahead["batches"] = ahead - step / steps
+            job.forecast.within("batches", step / steps)
             job.on_event(Progress(phase, step, steps, "steps", terms, job.forecast.left()))
         job.stop_if_asked(UNFINISHED)
 

@@ -1,4 +1,4 @@
-"""The run folder: identity, lock, manifest, state.
+"""A run, as its folder keeps it: identity, manifest, states, result.
 
 resolved.json    what the run is: every setting decided, the teacher's hash, versions
 manifest.jsonl   one line per finished shard; what another run would write again, byte for byte
@@ -14,38 +14,19 @@ import json
 import math
 import os
 import platform
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dreamkd import manifest, states
-from dreamkd.errors import DataError, ModelError, RunError, said
+from dreamkd.errors import DataError, ModelError, RunError
 from dreamkd.events import Event, Hint, OnEvent, ignore
-from dreamkd.files import exists, lock, read_json, remove, remove_torn, write_atomically
-from dreamkd.identity import (
-    RESOLVED,
-    apart,
-    as_json,
-    differing,
-    differing_versions,
-    is_path,
-)
+from dreamkd.files import exists, read_json, remove, write_atomically
+from dreamkd.identity import RESOLVED, apart, differing, differing_versions
 from dreamkd.log import Log
-
-#: Letters of the model in the name of a default folder, at most: a file system takes 255 in all.
-_STEM = 100
-
-#: What a run writes into its folder; anything else that lies there is left alone.
-_OURS = (
-    *(manifest.FILE, "result.json", "events.jsonl", "progress.json", "seconds.json", "env.json"),
-    *(manifest.SHARDS, manifest.IMAGES, manifest.RECORDS, "labels", "contact-sheet.png"),
-    *("student.safetensors", "state-*.safetensors"),
-)
 
 
 class Run:
@@ -213,76 +194,6 @@ class Run:
             on_event(event)
 
         return listen
-
-
-@contextmanager
-def open_run(folder: Path) -> Iterator[Run]:
-    """Create or open a run folder and hold its lock while the block lasts.
-
-    The lock is the kernel's: it ends with the process that holds it, however that dies.
-
-    A new folder that did not become a run within the block is removed again.
-
-    Raises: RunError: the folder cannot be made or written, is no run, or another process holds it.
-    """
-    try:
-        new = not folder.exists()
-        if not new:
-            _refuse_foreign(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise RunError(f"--out {folder}: cannot be written ({said(error)})") from error
-    try:
-        lock(handle, folder)
-        remove_torn(folder)
-        with suppress(OSError):  # a full disk: it only tells people who holds the lock
-            os.truncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
-        yield Run(folder)
-    finally:
-        if new and not (folder / RESOLVED).exists():
-            with suppress(OSError):  # refused before it became a run: nothing is left behind
-                (folder / ".lock").unlink()
-                folder.rmdir()
-        os.close(handle)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Logs may lie in the folder, but no other folder, and nothing that a run would replace.
-
-    Raises: RunError: something does, and no run of ours.
-    """
-    if (folder / RESOLVED).exists():
-        return
-    found = [
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() or any(path.match(name) for name in _OURS)
-    ]
-    if found:
-        raise RunError(
-            f"--out {folder} is not empty and holds no run ({found[0]}); choose another folder"
-        )
-
-
-def default_folder(command: str, model: str, requested: Mapping[str, Any], weights: str) -> Path:
-    """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new.
-
-    Args: weights: their hash, since several networks may go by one name.
-    Raises: RunError: what lies in `runs` cannot be seen.
-    """
-    stem = Path(model).stem if is_path(model) else model
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)[:_STEM]
-    number = 1
-    while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
-        resolved = read_json(folder / RESOLVED)
-        wanted = {"requested": as_json(requested), "teacher_sha256": weights}
-        same = resolved is not None and wanted.items() <= resolved.items()
-        if same and not (folder / "result.json").exists():
-            return folder
-        number += 1
-    return folder
 
 
 def _pretty(value: Mapping[str, Any]) -> bytes:

@@ -121,7 +121,7 @@ class Chain:
         if not self._hands_on or self._following == self._saved:
             return
         if not self._bank.last + 1 == self._kept == self._following:
-            return  # the last of them was not kept, as was said, and is made again
+            return  # the last batch could not be written, and will be made again
         facts = {"next": self._following}
         self._run.save_state(_STATE, self._synthesiser.state(), facts)
         self._saved = self._following

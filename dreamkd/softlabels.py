@@ -31,6 +31,9 @@ FOLDER = "labels"
 #: Settings that views and stored labels depend on.
 VIEWS = ("seed", "steps", "batch_size", "student_flip", "cutmix", "temperature")
 
+#: What else they depend on, of a run's identity.
+INPUTS = ("data_pixels_sha256", "bn_prior_sha256", "teacher_sha256")
+
 #: What of the teacher's card changes its outputs, beside its weights.
 CARD = ("architecture", "mean", "std")
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dreamkd import checkpoint
 from dreamkd.errors import ModelError, RunError, said
@@ -48,6 +49,39 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, named without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+#: What SGD, Adam and AdamW remember of each weight.
+_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
+
+
+def moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """What an optimiser remembers of each weight: tensors named `MOMENT.WEIGHT`."""
+    return {
+        f"{moment}.{name}": value
+        for name, parameter in module.named_parameters()
+        for moment, value in optimizer.state[parameter].items()
+        if value is not None  # SGD without momentum keeps a None
+    }
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Have an optimiser go on from what `moments` gave, in copies; any other names are ignored."""
+    optimizer.state.clear()
+    counts_there = bool(optimizer.defaults.get("fused"))  # its steps where the weights are
+    found = {moment: under(f"{moment}.", tensors) for moment in _MOMENTS}
+    for name, parameter in module.named_parameters():
+        for moment, values in found.items():
+            if name in values:
+                value = values[name]
+                # In the parameter's own memory layout, as the optimiser made it.
+                like = parameter if value.ndim == parameter.ndim else value
+                there = moment != "step" or counts_there
+                device = parameter.device if there else torch.device("cpu")
+                copy = torch.empty_like(like, dtype=value.dtype, device=device).copy_(value)
+                optimizer.state[parameter][moment] = copy.detach()
 
 
 def _sha256(tensors: Mapping[str, Tensor], facts: str) -> str:

@@ -1,6 +1,6 @@
 """One batch of images from a teacher, whatever the method; inversion and distillation both use it.
 
-    with Synthesiser.of(teacher, config, runtime=runtime) as synthesiser:
+    with Synthesiser.of(networks, config, runtime=runtime) as synthesiser:
         batch = synthesiser.batch(labels, generator=generator)
 
 The hooks and the compiled graphs are set up once and serve every batch.
@@ -23,11 +23,10 @@ from dreamkd.engine import LOOK, Runtime, check_finite, diverged, to_uint8
 from dreamkd.errors import DivergedError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES, Images, Pixels
-from dreamkd.models import Classifier
 from dreamkd.moments import Average
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.observation import Observer
-from dreamkd.rival import Rival
 from dreamkd.states import under
 
 Kind = TypeVar("Kind", bound=Images)
@@ -48,7 +47,7 @@ class Synthesiser:
         """
         self._objective = objective
         self._on_event = on_event
-        self.teacher, self.config = objective.teacher, objective.config
+        self.teacher, self.config = objective.networks.teacher, objective.config
         self.runtime = objective.runtime
         config = self.config
         self._images = self._parameterised(
@@ -60,50 +59,47 @@ class Synthesiser:
         self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
         self._average: Average | None = None
         self._weightless: Average | None = None
-        self._stack = ExitStack()
 
     @classmethod
     def of(
         cls,
-        teacher: Classifier,
+        networks: Networks,
         config: InvertConfig | DistillConfig,
         *,
         runtime: Runtime,
         statistics: bool = True,
-        prior: Classifier | None = None,
-        student: Classifier | None = None,
         on_event: OnEvent = ignore,
     ) -> Self:
-        """As a command settled it; arguments as of `Objective`, `student` is the rival."""
+        """As a command settled it; arguments as of `Objective`."""
         objective = Objective(
-            teacher,
+            networks,
             config,
             runtime=runtime,
             statistics=statistics,
-            prior=prior,
-            rival=Rival.of(student, config) if student is not None else None,
             compiled=config.compile == "on",
             on_event=on_event,
         )
         return cls(objective, seed=config.seed, on_event=on_event)
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(self._objective)
-        self._observe = self._stack.enter_context(
-            Observer(
-                self.teacher,
-                prior=self._objective.prior,
-                border=self.config.border(),
-                chunk=int(self.config.image_chunk),
-                device=self.runtime.device,
+        with ExitStack() as stack:
+            stack.enter_context(self._objective)
+            self._observe = stack.enter_context(
+                Observer(
+                    self.teacher,
+                    prior=self._objective.networks.prior,
+                    border=self.config.border(),
+                    chunk=int(self.config.image_chunk),
+                    device=self.runtime.device,
+                )
             )
-        )
-        if self._momentum > 0:
-            # Where there is none, one without weight: the compiler sees one kind of call.
-            blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
-            seen = self._observe(blank, torch.tensor([0, 0]))
-            assert seen.moments is not None
-            self._weightless = Average(seen.moments, 0.0)
+            if self._momentum > 0:
+                # Where there is none, one without weight: the compiler sees one kind of call.
+                blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
+                seen = self._observe(blank, torch.tensor([0, 0]))
+                assert seen.moments is not None
+                self._weightless = Average(seen.moments, 0.0)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,8 +155,8 @@ class Synthesiser:
             x = self._advance(attempt, self._refined, Course.refining(self.config, share=share))
         kept = self._rounded(x if attempt.best is None else attempt.best.images)
         seen = shown = self._observe(kept, labels)
-        # Statistics are of the views that the network was trained with; where what a shift brings
-        # in is not of them, of the images as they are.
+        # Stored statistics come from the views of training, so R_feature is measured on such views;
+        # where borders wrap around, as in no training, on the images as they are.
         view = self._view(1, attempt) if self.config.border() != "wrap" else None
         if view is not None:
             shown = self._observe(kept, labels, view=view)

@@ -11,6 +11,11 @@ from dreamkd.config import DistillConfig
 _SYNTHESIS_SHARE = 2 / 3
 
 
+def synthesises(config: DistillConfig) -> bool:
+    """Whether the job makes images, rather than train on those that exist; settled or as given."""
+    return config.data is None and config.recipe != "offline"
+
+
 def batches(config: DistillConfig) -> int:
     """Image batches of the whole job."""
     return int(config.first_batches) + int(config.rounds)
@@ -24,7 +29,7 @@ def begins(k: int, config: DistillConfig) -> int:
 
 def any_competes(config: DistillConfig) -> bool:
     """Whether any batch depends on the student of its time; settled or as given."""
-    return config.data is None and 0 not in (config.rounds, config.competition)
+    return synthesises(config) and 0 not in (config.rounds, config.competition)
 
 
 def competes(k: int, config: DistillConfig) -> bool:
@@ -35,7 +40,7 @@ def competes(k: int, config: DistillConfig) -> bool:
 def looks(config: DistillConfig) -> set[int]:
     """The student's steps at which it is measured, the last left out."""
     total = int(config.steps)
-    rounds = 0 if config.recipe == "offline" else int(config.rounds)
+    rounds = int(config.rounds) if synthesises(config) else 0
     # After the last fresh batch as before it.
     pace = _SYNTHESIS_SHARE * total / rounds if rounds else total / 100
     parts = round(total / pace)

@@ -37,8 +37,8 @@ from dreamkd.events import OnEvent, ignore
 from dreamkd.examples import Examples
 from dreamkd.losses import SparseOutputs
 from dreamkd.models import Classifier
-from dreamkd.randomness import generator_for
-from dreamkd.states import under
+from dreamkd.randomness import generator_for, seed_global
+from dreamkd.states import moments, restore_moments, under
 from dreamkd.views import ALL, view
 
 
@@ -91,19 +91,19 @@ class Training:
     def __enter__(self) -> Self:
         if self._stored is None:
             module, size = self.teacher.module, self.teacher.card.input_size
-            self._fixed = fixed(module, runtime=self.runtime, input_size=size)
+            self._fixed_teacher = fixed(module, runtime=self.runtime, input_size=size)
         self._stack.enter_context(self.runtime.active())
         # Networks with dropout draw from the global stream: seeded per step, put back at the end.
         self._stack.enter_context(torch.random.fork_rng(devices=self._cuda()))
         self._loss: Callable[..., tuple[dict[str, Tensor], Tensor | None]] = self._distillation
         if self.config.compile == "on":
             self._loss = compile_step(self._distillation, on_event=self._on_event)
-        self._learn = self.runtime.replayed(self._differentiate, on_event=self._on_event)
+        self._gradients = self.runtime.replayed(self._differentiate, on_event=self._on_event)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        del self._learn  # and the memory of its recordings, with the gradients in it
+        del self._gradients  # and the memory of its recordings, with the gradients in it
         self._optimizer.zero_grad()
         self._module.eval()
 
@@ -126,17 +126,17 @@ class Training:
         terms: dict[str, float] = {}
         began = time.perf_counter()
         for step in range(self.step, until):
-            torch.manual_seed(self._dropout_seed(step))
+            seed_global(self._dropout_seed(step), device=self.runtime.device)
             lr = float(config.lr) * rate(step, int(config.steps), warmup=int(config.warmup))
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             views, targets = self._view(examples, step, self._part)
-            found, said, gradients = self._learn(views, targets, self._known(step))
-            self._workers.average([*found.values(), *_present(gradients), *self._running])
-            if self._record is not None and said is not None:
-                said = self._workers.all_of(said)
+            loss, log_probs, gradients = self._gradients(views, targets, self._stored_rows(step))
+            self._workers.average([*loss.values(), *_present(gradients), *self._running])
+            if self._record is not None and log_probs is not None:
+                log_probs = self._workers.gather(log_probs)
                 draws = generator_for(config.seed, "stored labels", step)
-                self._record(step, losses.sparse(said, config.store_labels, generator=draws))
+                self._record(step, losses.sparse(log_probs, config.store_labels, generator=draws))
             for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
                 parameter.grad = gradient
             self._optimizer.step()
@@ -144,8 +144,8 @@ class Training:
             if self._average is not None:
                 self._average.move(step=step)
             if self.step % LOOK == 0 or self.step == until:
-                self._workers.any_of(False)  # for one that is gone a device would wait for ever
-                terms = {name: float(term) for name, term in found.items()}  # host sync
+                self._workers.any(False)  # for one that is gone a device would wait for ever
+                terms = {name: float(term) for name, term in loss.items()}  # host sync
                 check_finite(terms, where=f"student step {self.step} of {config.steps}")
             self.seconds += time.perf_counter() - began
             if on_step is not None:
@@ -160,10 +160,7 @@ class Training:
         tensors = {f"student.{k}": v for k, v in self._module.state_dict().items()}
         if self._average is not None:
             tensors |= {f"average.{k}": v for k, v in self._average.module.state_dict().items()}
-        for name, parameter in self._module.named_parameters():
-            for moment, value in self._optimizer.state[parameter].items():
-                if value is not None:  # SGD without momentum keeps a None
-                    tensors[f"{moment}.{name}"] = value
+        tensors |= moments(self._optimizer, self._module)
         device = self.runtime.device  # an optimiser may count its steps on the CPU
         finite = [t.isfinite().all().to(device) for t in tensors.values()]
         if not torch.stack(finite).all():  # host sync
@@ -176,16 +173,7 @@ class Training:
         self._module.load_state_dict(under("student.", tensors))
         if self._average is not None:
             self._average.module.load_state_dict(under("average.", tensors))
-        moments = {moment: under(f"{moment}.", tensors) for moment in _MOMENTS}
-        for name, parameter in self._module.named_parameters():
-            for moment, values in moments.items():
-                if name in values:
-                    # A copy in the parameter's own memory layout, as the optimiser made it.
-                    like = parameter if values[name].ndim == parameter.ndim else values[name]
-                    value = torch.empty_like(
-                        like, dtype=values[name].dtype, device=parameter.device
-                    ).copy_(values[name])
-                    self._optimizer.state[parameter][moment] = value.detach()
+        restore_moments(self._optimizer, self._module, tensors)
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
 
     def restart(self) -> None:
@@ -206,19 +194,34 @@ class Training:
             self._record = record
             self.restart()
 
-    def result(self, examples: Examples) -> Classifier:
+    def result(
+        self,
+        examples: Examples,
+        *,
+        batches: int | None = None,
+        on_batch: Callable[[int], None] = lambda _: None,
+    ) -> Classifier:
         """The student to keep: the average with `ema`, its statistics anew with `bn_recalibration`.
 
-        Args: examples: the bank.
+        Args:
+            examples: the bank.
+            batches: that statistics are taken of, if not as many as `bn_recalibration`.
+            on_batch: told before each of them; may raise.
         """
         module = self._average.module if self._average is not None else self._module
-        count = self.config.bn_recalibration
+        count = self.config.bn_recalibration if batches is None else batches
         if count:
             module = copied(module)
             card, steps = self.student.card, int(self.config.steps)
-            views = (self._view(examples, steps + k)[0] for k in range(count))
+
+            def inputs() -> Iterator[Tensor]:
+                for k in range(count):
+                    on_batch(k)
+                    views, _ = self._view(examples, steps + k)
+                    yield normalise(views, mean=card.mean, std=card.std)
+
             with self.runtime.autocast():
-                recalibrate(module, (normalise(v, mean=card.mean, std=card.std) for v in views))
+                recalibrate(module, inputs())
         return Classifier(module, self.student.card)
 
     def _view(
@@ -228,7 +231,7 @@ class Training:
         classes, device = self.teacher.card.num_classes, self.runtime.device
         return view(self.config, examples, step=step, classes=classes, device=device, part=part)
 
-    def _known(self, step: int) -> SparseOutputs | None:
+    def _stored_rows(self, step: int) -> SparseOutputs | None:
         """The teacher's outputs for this worker's part, where they are stored."""
         if self._stored is None:
             return None
@@ -241,49 +244,49 @@ class Training:
         return generator_for(self.config.seed, "dropout", step, *beside).initial_seed()
 
     def _differentiate(
-        self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
+        self, views: Tensor, targets: Tensor | None, stored: SparseOutputs | None
     ) -> tuple[dict[str, Tensor], Tensor | None, list[Tensor | None]]:
         """The loss of a batch, the teacher's outputs if recorded, the gradient of every weight."""
         self._optimizer.zero_grad()
         with self.runtime.autocast():
-            terms, said = self._loss(views, targets, known)
+            terms, log_probs = self._loss(views, targets, stored)
         loss = reduce(torch.add, terms.values())
         torch.autograd.backward(loss * self.runtime.loss_scale)
         gradients = [p.grad for p in self._module.parameters()]
         if self.runtime.loss_scale != 1:
             torch._foreach_div_(_present(gradients), self.runtime.loss_scale)
-        return {name: term.detach() for name, term in terms.items()}, said, gradients
+        return {name: term.detach() for name, term in terms.items()}, log_probs, gradients
 
     def _distillation(
-        self, views: Tensor, targets: Tensor | None, known: SparseOutputs | None
+        self, views: Tensor, targets: Tensor | None, stored: SparseOutputs | None
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Eq. 1 on one batch of uint8 views (B, C, H, W): compiled with both networks.
 
         Returns: the terms of the loss; where recorded, the teacher's log softmax(z / tau).
         """
-        config, said = self.config, None
+        config, log_probs = self.config, None
         temperature = float(config.temperature)
         inputs = normalise(views, mean=self.student.card.mean, std=self.student.card.std)
         logits = self._module(inputs.contiguous(memory_format=torch.channels_last))
-        if known is None:
-            target = self._ask(views, inputs)
-            kd = losses.distillation(target, logits, temperature=temperature)
+        if stored is None:
+            theirs = self._teacher_logits(views, inputs)
+            kd = losses.distillation(theirs, logits, temperature=temperature)
             if self._recording:
-                said = losses.softened(target, temperature)
+                log_probs = losses.softened(theirs, temperature)
         else:
-            kd = losses.distillation_from_sparse(known, logits, temperature=temperature)
+            kd = losses.distillation_from_sparse(stored, logits, temperature=temperature)
         if targets is None:
-            return {"kd": kd}, said
+            return {"kd": kd}, log_probs
         hard = losses.hard_labels(logits, targets, smoothing=config.label_smoothing)
-        return {"kd": kd, "hard_labels": config.hard_labels * hard}, said
+        return {"kd": kd, "hard_labels": config.hard_labels * hard}, log_probs
 
     @torch.no_grad()
-    def _ask(self, views: Tensor, inputs: Tensor) -> Tensor:
+    def _teacher_logits(self, views: Tensor, inputs: Tensor) -> Tensor:
         """The teacher's logits; `inputs` are the views as the student sees them."""
         ours, theirs = self.student.card, self.teacher.card
         if (ours.mean, ours.std) != (theirs.mean, theirs.std):
             inputs = normalise(views, mean=theirs.mean, std=theirs.std)
-        logits: Tensor = self._fixed(inputs.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self._fixed_teacher(inputs.contiguous(memory_format=torch.channels_last))
         return logits
 
     def _cuda(self) -> list[torch.device]:
@@ -294,7 +297,3 @@ class Training:
 def _present(gradients: Iterable[Tensor | None]) -> list[Tensor]:
     """Those of the weights that the loss depends on."""
     return [gradient for gradient in gradients if gradient is not None]
-
-
-#: What SGD and AdamW remember of each weight.
-_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")

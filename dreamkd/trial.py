@@ -1,4 +1,4 @@
-"""A network is run once before a job begins: better now than after an hour."""
+"""A network is run once before a job begins, so that what it cannot do is said at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamkd.samples import MAX_SIDE
 def try_out(
     classifier: Classifier, *, factor: int = 1, training: bool = False, synthesis: bool = False
 ) -> None:
-    """Run two blank images through a copy: better now than after an hour.
+    """Run two blank images through a copy.
 
     Args:
         factor: by which the images are shrunk on both sides.

@@ -44,17 +44,22 @@ class Verifiers:
         specs: Sequence[str],
         *,
         teacher: Classifier,
+        own: Sequence[Classifier | None] = (),
         trust_pickle: bool,
         on_event: OnEvent,
     ) -> Verifiers:
         """Load every verifier.
 
+        Args: own: of each in turn, the caller's, which is then only named.
         Raises: ModelError: one cannot be loaded, or has other classes than the teacher, or
             the same in another order.
         """
         networks: dict[str, Classifier] = {}
-        for spec in specs:
-            network = models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
+        # The caller's may be fewer: those that are named alone need no place in them.
+        for spec, given in zip(specs, itertools.chain(own, itertools.repeat(None)), strict=False):
+            network = given or models.load_beside(
+                spec, trust_pickle=trust_pickle, on_event=on_event
+            )
             on_event(Note(f"verifier: {network.card.source}"))
             teacher.card.require_classes(
                 network.card, whose=f"--verifier {spec}", role="the teacher"

@@ -72,6 +72,11 @@ def invert_config(**given: Any) -> InvertConfig:
     return merge(InvertConfig, {**PLAIN, **short, **given})
 
 
+def against(weight: float, **given: Any) -> dict[str, Any]:
+    """Settings of images that compete with a student, which the test brings itself."""
+    return {"method": "adaptive", "student": "student", "competition": weight, **given}
+
+
 def distill_config(**given: Any) -> DistillConfig:
     """Settings of a short distillation of the digits teacher."""
     short = {

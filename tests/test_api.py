@@ -97,20 +97,16 @@ def test_other_networks_may_be_pickles_beside_a_given_one(
     assert run.images == 10
 
 
-@pytest.mark.parametrize("name", ["verifier", "student", "bn_prior"])
-def test_a_network_is_no_name_of_one(name: str, digits: Classifier) -> None:
-    line = f"^--{name.replace('_', '-')}: a value of type Classifier is not text$"
-    for value in (digits, [digits]) if name == "verifier" else (digits,):
-        with pytest.raises(ConfigError, match=line):
-            dreamkd.invert("digits_resnet14", **{name: value})
-
-
 def test_a_bare_module_is_refused_with_what_to_do(digits: Classifier) -> None:
     line = r": a network alone does not say what its images are: dreamkd\.Classifier\.of\(network"
     with pytest.raises(ConfigError, match=f"^model{line}"):
         dreamkd.invert(digits.module)
     with pytest.raises(ConfigError, match=f"^student{line}"):
         dreamkd.distill(digits, digits.module)
+    with pytest.raises(ConfigError, match=f"^verifier{line}"):
+        dreamkd.invert(digits, verifier=["digits_resnet14", digits.module])
+    with pytest.raises(ConfigError, match=f"^bn_prior{line}"):
+        dreamkd.distill(digits, digits, bn_prior=digits.module)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from dreamkd.bank import Bank
 from dreamkd.batch import Batch
 from dreamkd.errors import RunError, Stopped
 from dreamkd.formats import FORMATS
-from dreamkd.runs import Run, open_run
+from dreamkd.runfolder import open_run
+from dreamkd.runs import Run
 from dreamkd.shards import Tars
 
 LABELS = torch.tensor([1, 0])

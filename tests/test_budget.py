@@ -24,8 +24,9 @@ from dreamkd.events import Event, Hint, OnEvent, Progress, ignore
 from dreamkd.examples import Examples
 from dreamkd.job import Job
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks
 from dreamkd.randomness import generator_for
-from dreamkd.runs import open_run
+from dreamkd.runfolder import open_run
 from tests.conftest import distill_config
 from tests.test_training import fresh
 
@@ -121,7 +122,7 @@ def test_the_warm_up_follows_the_planned_steps_unless_it_is_given() -> None:
 def test_a_warm_up_is_judged_by_the_planned_steps(digits: Classifier) -> None:
     free = {"rounds": "auto", "steps": "auto", "first_batches": "auto"}
     given = distill_config(budget_minutes=60.0, warmup=9000, **free)
-    config = preparation.settled(given, digits)
+    config = preparation.settled(given, Networks(digits))
     assert int(config.steps) < 9000
     with pytest.raises(ConfigError, match="--warmup: 9000 must be below"):
         planned(config, given, PACE, input_size=SIZE, seconds=60.0)

@@ -12,12 +12,13 @@ from torch import nn
 
 from dreamkd import calibration, models
 from dreamkd.augment import draw_view, see
-from dreamkd.config import ImageConfig, InvertConfig, settle
+from dreamkd.config import InvertConfig, settle
 from dreamkd.engine import Runtime, enough_memory, memory, normalise
 from dreamkd.errors import ConfigError, RunError
 from dreamkd.events import Event, Note, Progress, ignore
 from dreamkd.images import Pixels
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.preparation import _measured, settled
 from dreamkd.randomness import generator_for
@@ -26,7 +27,7 @@ from tests.conftest import distill_config, invert_config
 SIZE = (3, 32, 32)
 
 
-def settings(digits: Classifier, scale: float = 2.0) -> ImageConfig:
+def settings(digits: Classifier, scale: float = 2.0) -> InvertConfig:
     config = invert_config(r_feature_scale=scale)
     return settle(config, input_size=digits.card.input_size)
 
@@ -34,14 +35,15 @@ def settings(digits: Classifier, scale: float = 2.0) -> ImageConfig:
 @pytest.mark.parametrize("own", [True, False], ids=["own statistics", "those of a prior"])
 def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier, own: bool) -> None:
     prior = None if own else Classifier(digits.module, replace(digits.card, std=(0.1,)))
+    networks = Networks(digits, prior=prior)
     config = settings(digits, 2.0)
-    weight = calibration.r_feature_weight(digits, config, seed=0, prior=prior)
-    x, labels, view = calibration._noise(digits, 64, seed=0)
+    weight = calibration.r_feature_weight(networks, config, seed=0)
+    x, labels, view = calibration._noise(digits.card, 64, seed=0)
     norms = []
     for ce, r_feature in ((1.0, 0.0), (0.0, weight)):
         alone = replace(config, ce=ce, r_feature=r_feature, image_chunk=64)
         runtime = Runtime.settle(alone)
-        with Objective(digits, alone, runtime=runtime, prior=prior) as objective:
+        with Objective(networks, alone, runtime=runtime) as objective:
             norms.append(float(objective(x, labels, view).gradient.norm()))
     # norms[1] is weight x ||d R||, and weight = 2 sqrt(||d L|| / ||d R||).
     assert weight * norms[1] / norms[0] == pytest.approx(4.0, rel=0.01)
@@ -49,10 +51,14 @@ def test_the_weight_is_of_the_root_of_the_gradients_on_noise(digits: Classifier,
 
 def test_the_weight_is_proportional_to_the_scale_and_repeatable(digits: Classifier) -> None:
     one, two, again = (
-        calibration.r_feature_weight(digits, settings(digits, scale), seed=0)
+        calibration.r_feature_weight(Networks(digits), settings(digits, scale), seed=0)
         for scale in (1.0, 3.0, 1.0)
     )
-    assert one == again != calibration.r_feature_weight(digits, settings(digits, 1.0), seed=1)
+    assert (
+        one
+        == again
+        != calibration.r_feature_weight(Networks(digits), settings(digits, 1.0), seed=1)
+    )
     assert two == pytest.approx(3 * one, rel=0.01)
 
 
@@ -71,7 +77,10 @@ def test_the_chunk_is_what_is_free_over_what_one_image_takes() -> None:
 def test_a_batch_that_fits_is_not_cut(digits: Classifier) -> None:
     config = settings(digits)
     runtime = Runtime.settle(config)
-    assert calibration.image_chunk(digits, config, runtime=runtime) == config.image_batch_size
+    assert (
+        calibration.image_chunk(Networks(digits), config, runtime=runtime)
+        == config.image_batch_size
+    )
 
 
 def test_a_rival_takes_its_share_of_the_memory(
@@ -80,8 +89,8 @@ def test_a_rival_takes_its_share_of_the_memory(
     monkeypatch.setattr(calibration, "free_memory", lambda: 20_000_000)
     config = settle(distill_config(image_batch_size=257), input_size=digits.card.input_size)
     runtime = Runtime.settle(config)
-    alone = calibration.image_chunk(digits, config, runtime=runtime)
-    beside = calibration.image_chunk(digits, config, runtime=runtime, student=digits.copy())
+    alone = calibration.image_chunk(Networks(digits), config, runtime=runtime)
+    beside = calibration.image_chunk(Networks(digits, rival=digits.copy()), config, runtime=runtime)
     assert 1 < beside < alone < 257  # a prime number: there are no equal parts
 
 
@@ -116,10 +125,8 @@ def test_the_trial_takes_statistics_where_the_job_does(
             invert_config(method=method, r_feature=1.0 if statistics else "auto"),
             input_size=digits.card.input_size,
         ),
-        digits,
+        Networks(digits),
         runtime=runtime,
-        prior=None,
-        student=None,
         on_event=ignore,
     )
     assert decided.image_chunk == 20
@@ -137,7 +144,7 @@ def test_a_network_of_one_class_asks_for_a_weight() -> None:
     network = models.load("cifar_resnet8", pretrained=False, num_classes=1, input_size=SIZE)
     config = settle(invert_config(), input_size=SIZE)
     with pytest.raises(ConfigError, match="the class loss has no gradient; give a weight"):
-        calibration.r_feature_weight(network, config, seed=0)
+        calibration.r_feature_weight(Networks(network), config, seed=0)
 
 
 def test_only_running_out_of_memory_is_put_into_other_words() -> None:
@@ -191,13 +198,11 @@ def border_of(network: Classifier, **given: object) -> tuple[str, list[str]]:
 def measured(network: Classifier, **given: object) -> tuple[InvertConfig, list[Event]]:
     """The settings after all was measured, and what was told meanwhile."""
     told: list[Event] = []
-    config = settled(invert_config(**{"r_feature": 1.0, **given}), network)
+    config = settled(invert_config(**{"r_feature": 1.0, **given}), Networks(network))
     decided = _measured(
         config,
-        network,
+        Networks(network),
         runtime=Runtime.settle(config),
-        prior=None,
-        student=None,
         on_event=told.append,
     )
     return decided, told

@@ -18,6 +18,7 @@ from dreamkd.config import settle
 from dreamkd.engine import Runtime, Work, compile_step, worth_compiling
 from dreamkd.events import Event, Hint
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
@@ -36,7 +37,7 @@ def synthesise(
         input_size=(1, 16, 16),
     )
     objective = Objective(
-        teacher,
+        Networks(teacher),
         config,
         runtime=Runtime.settle(config),
         compiled=compiled,

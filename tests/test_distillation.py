@@ -25,6 +25,7 @@ from dreamkd.inversion import invert
 from dreamkd.materials import Materials
 from dreamkd.metrics import measure
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks, Own
 from dreamkd.preparation import settled
 from dreamkd.sequence import Chain
 from tests.conftest import PLAIN, distill_config, invert_config
@@ -570,7 +571,7 @@ def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> No
     own = Classifier.of(linear, name="mine", **sized)
     before = own.sha256()
     config = distill_config(student="mine", out=str(tmp_path / "run"), competition=0)
-    distill(config, student=own)
+    distill(config, own=Own(student=own))
     trained = load_file(tmp_path / "run" / "student.safetensors")
     assert own.sha256() == before
     assert trained.keys() == linear.state_dict().keys()
@@ -578,7 +579,7 @@ def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> No
     with torch.no_grad():
         linear[1].weight += 1
     with pytest.raises(RunError, match="made with student_sha256"):
-        distill(config, student=own)
+        distill(config, own=Own(student=own))
     linear.requires_grad_(False)
     with pytest.raises(ModelError, match="--student mine: none of its parameters learns"):
         distill(distill_config(student="mine", out=str(tmp_path / "other")), student=own)
@@ -607,8 +608,8 @@ def test_a_parameter_that_does_not_reach_the_logits_stays(tmp_path: Path) -> Non
     config = distill_config(out=str(tmp_path / "run"), **short)
     left = iter([False] * 10 + [True])
     with pytest.raises(Stopped, match="of 12 of the student"):
-        distill(config, student=own, should_stop=lambda: next(left))
-    distill(config, student=own)
+        distill(config, own=Own(student=own), should_stop=lambda: next(left))
+    distill(config, own=Own(student=own))
     trained, before = load_file(tmp_path / "run/student.safetensors"), own.module.state_dict()
     same = {name: torch.equal(trained[name], before[name]) for name in before}
     assert same == {name: name.startswith("spare") for name in before}
@@ -666,7 +667,7 @@ def free(spec: Path | str, teacher: Classifier) -> bool:
     config = merge(DistillConfig, {**PLAIN, "teacher": "t", "student": "s", "data": str(spec)})
     student = replace(teacher, card=replace(teacher.card, data_free=True))
     given = read_labelled(config.data, teacher)
-    materials = Materials(teacher=teacher, student=student, prior=None, given=given)
+    materials = Materials(networks=Networks(teacher), student=student, given=given)
     return materials.is_data_free(config)
 
 
@@ -718,8 +719,8 @@ def test_a_rival_that_runs_at_one_size_only_leaves_one_stage() -> None:
     teacher = models.load("cifar_resnet8", pretrained=False, input_size=size)
     rival = models.load("vit_tiny_patch16_224", pretrained=False, num_classes=10, input_size=size)
     config = merge(DistillConfig, {"teacher": "t", "student": "s"})
-    assert settled(config, teacher).stages == (2, 1)
-    assert settled(config, teacher, student=rival).stages == (1,)
+    assert settled(config, Networks(teacher)).stages == (2, 1)
+    assert settled(config, Networks(teacher, rival=rival)).stages == (1,)
 
 
 def test_an_imagenet_student_on_small_images_gets_advice(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from dreamkd.distributed import Workers, _missed
 from dreamkd.errors import ConfigError, RunError, Stopped
 from dreamkd.events import Event, Hint
 from dreamkd.inversion import _refuse_to_share
-from dreamkd.materials import Materials, Own
+from dreamkd.materials import Materials
+from dreamkd.networks import Own
 from tests.conftest import distill_config, invert_config
 from tests.reliability import kills
 
@@ -39,7 +40,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None
 def test_torchrun_says_who_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     surroundings(monkeypatch, ENVIRONMENT | MASTER)
     workers = Workers.of_environment()
-    assert workers == Workers(rank=1, world=3, local_rank=1)
+    assert workers == Workers(rank=1, world_size=3, local_rank=1)
     assert not workers.leads
 
 
@@ -124,12 +125,12 @@ def test_a_lonely_leader_hears_sigterm(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_the_shares_make_up_the_whole() -> None:
-    shares = [Workers(rank=rank, world=3).share(range(8)) for rank in range(3)]
+    shares = [Workers(rank=rank, world_size=3).share(range(8)) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
 def test_every_worker_has_a_gpu_of_its_own() -> None:
-    worker = Workers(rank=5, world=8, local_rank=1)
+    worker = Workers(rank=5, world_size=8, local_rank=1)
     assert [worker.device("cuda:0"), worker.device("cpu")] == ["cuda:1", "cpu"]
 
 
@@ -140,7 +141,7 @@ def test_a_process_alone_computes_where_it_was_told() -> None:
 def test_alone_it_hears_itself_and_stops_by_itself() -> None:
     alone = Workers()
     with alone.joined():
-        assert alone.told("what it said") == "what it said"
+        assert alone.broadcast("what it said") == "what it said"
         with pytest.raises(Stopped, match="asked"), alone.together():
             raise Stopped("asked")
 
@@ -261,7 +262,7 @@ def test_workers_of_other_materials_are_refused() -> None:
     teacher = models.load("digits_resnet14")
     config = replace(distill_config(), seed=0)
     materials = Materials.load(config, Own(teacher))
-    identity = materials.identity(config) | {"teacher_sha256": teacher.sha256(), "workers": 2}
+    identity = materials.identity(config) | {"workers": 2}
     materials.require_same(identity, config, worker=1)
     other = Materials.load(replace(config, seed=1), Own(teacher))  # another fresh student
     with pytest.raises(RunError, match="worker 1: student_sha256 differ"):
@@ -283,7 +284,7 @@ def test_what_several_processes_cannot_learn_is_refused(
     config = replace(distill_config(), **{"recipe": "offline", **given})
     distillation._refuse_to_share(config, Workers())
     with pytest.raises(ConfigError, match=said):
-        distillation._refuse_to_share(config, Workers(world=workers))
+        distillation._refuse_to_share(config, Workers(world_size=workers))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_what_several_processes_cannot_do_is_refused(given: dict[str, object], s
     config = replace(invert_config(), **{**settled, **given})
     _refuse_to_share(config, Workers())
     with pytest.raises(ConfigError, match=said):
-        _refuse_to_share(config, Workers(world=2))
+        _refuse_to_share(config, Workers(world_size=2))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dreamkd.events import Event, ignore
 from dreamkd.examples import Examples
 from dreamkd.inversion import invert
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks, Own
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
 from dreamkd.training import Training
@@ -79,7 +80,7 @@ def test_a_step_of_images_does_not_wait_for_the_gpu(digits: Classifier) -> None:
         input_size=digits.card.input_size,
     )
     config = replace(config, image_chunk=100)
-    with Synthesiser.of(digits, config, runtime=Runtime.settle(config)) as synthesiser:
+    with Synthesiser.of(Networks(digits), config, runtime=Runtime.settle(config)) as synthesiser:
         for k in range(2):
             synthesiser.batch(
                 torch.arange(20) % 10,
@@ -179,7 +180,7 @@ def test_a_teacher_of_the_caller_can_learn_after_it_was_measured(
 ) -> None:
     teacher = digits.copy()
     config = distill_config(out=str(tmp_path), device="cuda", eval_data="sklearn:digits")
-    distill(config, teacher=teacher)
+    distill(config, own=Own(teacher))
     assert not any(parameter.is_inference() for parameter in teacher.module.parameters())
     teacher.module(torch.zeros(2, 1, 16, 16)).sum()
 
@@ -193,7 +194,9 @@ def test_what_is_compiled_is_what_is_computed(digits: Classifier) -> None:
             input_size=digits.card.input_size,
         )
         runtime = Runtime.settle(config)
-        with Synthesiser.of(digits, config, runtime=runtime, on_event=heard.append) as synthesiser:
+        with Synthesiser.of(
+            Networks(digits), config, runtime=runtime, on_event=heard.append
+        ) as synthesiser:
             batch = synthesiser.batch(torch.arange(20) % 10, generator=generator_for(0, "b", 0))
         found.append(batch)
     assert heard == []
@@ -211,7 +214,9 @@ def test_images_and_students_come_out_on_a_gpu_as_on_the_cpu(digits: Classifier)
         )
         config = replace(config, image_chunk=12)
         runtime = Runtime.settle(config)
-        with Synthesiser.of(digits, config, runtime=runtime, on_event=heard.append) as synthesiser:
+        with Synthesiser.of(
+            Networks(digits), config, runtime=runtime, on_event=heard.append
+        ) as synthesiser:
             made.append(
                 synthesiser.batch(torch.arange(20) % 10, generator=generator_for(0, "batch", 0))
             )

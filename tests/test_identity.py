@@ -13,7 +13,7 @@ from dreamkd.config import InvertConfig
 from dreamkd.errors import RunError
 from dreamkd.inversion import invert
 from dreamkd.models import Classifier
-from dreamkd.runs import default_folder
+from dreamkd.runfolder import default_folder
 from tests.conftest import invert_config
 
 
@@ -114,8 +114,8 @@ def test_a_default_folder_is_named_without_any_ending(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for ending in identity.FILES:
-        assert default_folder("invert", f"net{ending}", {}, "a5") == Path("runs/invert-net-1")
-    assert default_folder("invert", "net.pkl", {}, "a5") == Path("runs/invert-net-1")
+        assert default_folder("invert", f"net{ending}", {}) == Path("runs/invert-net-1")
+    assert default_folder("invert", "net.pkl", {}) == Path("runs/invert-net-1")
 
 
 @pytest.mark.parametrize(("package", "source"), [("dreamkd", r"\."), ("timm", "timm")])

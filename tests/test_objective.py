@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from dreamkd import batchnorm, losses, models, objective
 from dreamkd.augment import View, draw_view
 from dreamkd.batchnorm import watch
-from dreamkd.config import ImageConfig, settle
+from dreamkd.config import InvertConfig, settle
 from dreamkd.engine import Runtime, chunks, frozen, renormalise
 from dreamkd.models import Card, Classifier
 from dreamkd.moments import Average, Moments, of_batch
+from dreamkd.networks import Networks
 from dreamkd.objective import Loss, Objective
-from dreamkd.rival import Rival
 from tests.benchmarks import plain
-from tests.conftest import invert_config
+from tests.conftest import against, invert_config
 
 LABELS = torch.arange(12) % 10
 
 
-def settings(teacher: Classifier, **given: Any) -> ImageConfig:
+def settings(teacher: Classifier, **given: Any) -> InvertConfig:
     config = settle(invert_config(r_feature=0.5, **given), input_size=teacher.card.input_size)
     return replace(config, image_chunk=given.get("image_chunk", 100))
 
@@ -37,12 +37,19 @@ def batch(size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, View]:
 
 
 def loss_of(
-    teacher: Classifier, config: ImageConfig, *, factor: int = 1, **given: Any
+    networks: Networks | Classifier,
+    config: InvertConfig,
+    *,
+    factor: int = 1,
+    average: Average | None = None,
+    most: int = len(LABELS),
+    **given: Any,
 ) -> tuple[Loss, list[str]]:
-    average, most = given.pop("average", None), given.pop("most", len(LABELS))
+    if isinstance(networks, Classifier):
+        networks = Networks(networks)
     seen: list[int] = []
-    x, view = batch(teacher.card.input_size)
-    with Objective(teacher, config, runtime=Runtime.settle(config), **given) as evaluate:
+    x, view = batch(networks.teacher.card.input_size)
+    with Objective(networks, config, runtime=Runtime.settle(config), **given) as evaluate:
         evaluate._model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
         found = evaluate(x, LABELS, view, factor=factor, average=average)
         assert max(seen) <= most
@@ -60,7 +67,7 @@ def test_terms_and_gradient_are_those_of_the_plain_formula_in_float64(digits: Cl
     config = settings(digits, tv_l2=0.1, l2=0.2, first_bn=3)
     x, _ = batch((1, 16, 16))
     still = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
-    with Objective(digits, config, runtime=Runtime.settle(config)) as evaluate:
+    with Objective(Networks(digits), config, runtime=Runtime.settle(config)) as evaluate:
         found = evaluate(x, LABELS, still)
         names = evaluate.term_names()
     model, x = copy.deepcopy(digits.module).double(), x.double().requires_grad_()
@@ -85,10 +92,11 @@ def test_beside_other_networks_terms_are_those_of_the_plain_formula(
     """A rival and a prior that differ from the teacher in nothing but their normalisation."""
     rival = Classifier(digits.module, replace(digits.card, mean=(0.1,), std=(0.6,)))
     prior = Classifier(digits.module, replace(digits.card, mean=(0.4,), std=(0.8,)))
-    config, (x, _) = settings(digits, tv_l2=0.1), batch((1, 16, 16))
+    config = settings(digits, tv_l2=0.1, **against(2, competition_temperature=3))
+    x, _ = batch((1, 16, 16))
     still = draw_view(len(x), shift=0, flip=False, smallest=None, generator=None)
-    given: dict[str, Any] = {"rival": Rival(rival, weight=2.0, temperature=3.0), "prior": prior}
-    with Objective(digits, config, runtime=Runtime.settle(config), **given) as evaluate:
+    networks = Networks(digits, prior=prior, rival=rival)
+    with Objective(networks, config, runtime=Runtime.settle(config)) as evaluate:
         found = evaluate(x, LABELS, still, factor=factor)
         alone = evaluate(x, LABELS, still, factor=factor, compete=False)
         names = [evaluate.term_names(compete=compete) for compete in (True, False)]
@@ -112,16 +120,16 @@ def test_beside_other_networks_terms_are_those_of_the_plain_formula(
 
 
 def test_what_was_left_may_be_entered_again_with_other_weights(digits: Classifier) -> None:
-    teacher, student, config = digits.copy(), student_of(digits), settings(digits)
+    teacher, student, config = digits.copy(), student_of(digits), settings(digits, **against(2))
     x, view = batch((1, 16, 16))
-    given: dict[str, Any] = {"runtime": Runtime.settle(config), "rival": Rival(student, weight=2)}
-    evaluate = Objective(teacher, config, **given)
+    networks, runtime = Networks(teacher, rival=student), Runtime.settle(config)
+    evaluate = Objective(networks, config, runtime=runtime)
     with evaluate:
         evaluate(x, LABELS, view)
     assert all(weight.is_contiguous() for weight in student.module.parameters())
     for layer in batchnorm.layers(teacher.module):
         layer.running_var.mul_(2)
-    with evaluate, Objective(teacher, config, **given) as another:
+    with evaluate, Objective(networks, config, runtime=runtime) as another:
         again, wanted = (each(x, LABELS, view) for each in (evaluate, another))
     assert torch.equal(again.terms, wanted.terms)
 
@@ -132,19 +140,20 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole(
     digits: Classifier, size: int, how: str
 ) -> None:
     given: dict[str, Any] = {}
-    if how == "rival":
-        given["rival"] = Rival(student_of(digits), weight=2.0, temperature=2.0)
+    networks = Networks(
+        digits,
+        prior=digits if how == "prior" else None,
+        rival=student_of(digits) if how == "rival" else None,
+    )
     if how == "half resolution":
         given["factor"] = 2
     if how == "average":
         with frozen(digits.module) as model, watch(model) as watched:
             model(torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(5)))
             given["average"] = Average(of_batch(watched.take()), 0.8)
-    if how == "prior":
-        given["prior"] = digits
-    config = settings(digits, tv_l1=0.3)
-    whole, _ = loss_of(digits, config, **given)
-    cut, _ = loss_of(digits, replace(config, image_chunk=size), most=size, **given)
+    config = settings(digits, tv_l1=0.3, **against(2, competition_temperature=2))
+    whole, _ = loss_of(networks, config, **given)
+    cut, _ = loss_of(networks, replace(config, image_chunk=size), most=size, **given)
     assert torch.allclose(cut.terms, whole.terms, rtol=1e-5)
     assert torch.allclose(cut.scores, whole.scores, rtol=1e-4, atol=1e-6)
     scale = float(whole.gradient.abs().max())
@@ -176,9 +185,9 @@ def test_an_average_takes_its_share_of_the_statistics(digits: Classifier) -> Non
 def test_a_prior_brings_its_own_size_and_normalisation(digits: Classifier) -> None:
     # The same network, told that its inputs are 32 px: it sees the images enlarged.
     other = Classifier(digits.module, replace(digits.card, input_size=(1, 32, 32), mean=(0.1,)))
-    same, _ = loss_of(digits, settings(digits), prior=digits)
+    same, _ = loss_of(Networks(digits, prior=digits), settings(digits))
     plain, _ = loss_of(digits, settings(digits))
-    enlarged, _ = loss_of(digits, settings(digits), prior=other)
+    enlarged, _ = loss_of(Networks(digits, prior=other), settings(digits))
     assert torch.allclose(same.gradient, plain.gradient, atol=1e-7)
     assert not torch.allclose(enlarged.gradient, plain.gradient, atol=1e-5)
     assert float(enlarged.terms[0]) == pytest.approx(float(plain.terms[0]))
@@ -186,7 +195,7 @@ def test_a_prior_brings_its_own_size_and_normalisation(digits: Classifier) -> No
 
 def test_a_network_without_batch_norm_takes_statistics_from_a_prior(digits: Classifier) -> None:
     plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), digits.card)
-    found, names = loss_of(plain, settings(digits), prior=digits)
+    found, names = loss_of(Networks(plain, prior=digits), settings(digits))
     assert names == ["ce", "r_feature"]
     assert float(found.terms[1]) > 0
 
@@ -194,7 +203,8 @@ def test_a_network_without_batch_norm_takes_statistics_from_a_prior(digits: Clas
 def test_without_statistics_nothing_is_collected(digits: Classifier) -> None:
     config = settings(digits)
     x, view = batch((1, 16, 16))
-    with Objective(digits, config, runtime=Runtime.settle(config), statistics=False) as evaluate:
+    runtime = Runtime.settle(config)
+    with Objective(Networks(digits), config, runtime=runtime, statistics=False) as evaluate:
         before = collected()
         for _ in range(3):
             evaluate(x, LABELS, view)

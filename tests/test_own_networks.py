@@ -1,5 +1,6 @@
 """Networks as people write them: whatever runs in torch is inverted, distilled and evaluated."""
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ import dreamkd
 from dreamkd.data import Preprocessing, open_images
 from dreamkd.engine import Runtime, fixed
 from dreamkd.engine.modules import lay_out
-from dreamkd.errors import ModelError, NoBatchNormError
+from dreamkd.errors import ModelError, NoBatchNormError, RunError
 from dreamkd.evaluation import evaluate
 from dreamkd.models import Classifier
 from tests.conftest import PLAIN
@@ -325,6 +326,35 @@ def test_others_see_the_images_that_a_network_changed(tmp_path: Path) -> None:
         made.append([*images, *load_file(found.student).values()])
     assert len(made[0]) == len(made[1])
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+def test_a_network_does_in_every_part_what_its_name_does(tmp_path: Path) -> None:
+    def made(network: Classifier | str, out: Path) -> list[object]:
+        beside = {"student": network, "bn_prior": network, "verifier": [network, network]}
+        how = {"method": "adaptive", "competition": 1.0, "per_class": 1, **QUICK, **beside}
+        run = dreamkd.invert("digits_resnet14", out=out / "images", **how)
+        facts = json.loads((out / "images" / "resolved.json").read_text())
+        return [
+            *(image.tolist() for image, _, _ in dreamkd.read(run)),
+            *(facts[f"{part}_sha256"] for part in ("teacher", "student", "bn_prior")),
+            [*run.verifiers.values()],
+        ]
+
+    network = dreamkd.load("digits_resnet14")
+    assert made(network, tmp_path / "own") == made("digits_resnet14", tmp_path / "named")
+
+
+def test_own_networks_may_judge_together(tmp_path: Path) -> None:
+    """Those of one name are told apart by number."""
+    teacher, other = trained(Textbook), trained(Doubles)
+    other = replace(other, card=replace(other.card, architecture="own:other"))
+    how = {"per_class": 2, "out": tmp_path / "run", **QUICK}
+    run = dreamkd.invert(teacher, verifier=[other, teacher, teacher], **how)
+    assert [*run.verifiers] == ["other", "mine", "mine-2"]
+    assert run.verifiers["mine-2"] == run.teacher_top1
+    assert dreamkd.invert(teacher, verifier=(other, teacher, teacher), **how).images == 6
+    with pytest.raises(RunError, match="verifier is"):
+        dreamkd.invert(teacher, verifier=[teacher, other, teacher], **how)
 
 
 class NormsAParameter(Textbook):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dreamkd import identity, manifest
+from dreamkd import files, identity, manifest, runfolder
 from dreamkd.errors import RunError
-from dreamkd.runs import open_run
+from dreamkd.runfolder import open_run
 
 SHARD = manifest.Shard("shard-000000.tar", 2, "0" * 64, "1" * 64)
 
@@ -50,6 +50,41 @@ def test_the_lock_names_its_holder_and_nobody_before(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("4194304 on a machine of a longer name\n" * 9)
     with open_run(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {platform.node()}\n"
+
+
+def test_one_that_came_second_leaves_the_folder_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw none before, and was too late to lock it."""
+    folder = tmp_path / "run"
+    with open_run(folder) as first:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "exists", lambda path: False)
+            with pytest.raises(RunError, match="in use by process"):
+                open_run(folder).__enter__()
+        first.settle(resolved())
+        assert (folder / ".lock").exists()
+
+
+def test_a_lock_that_went_with_its_folder_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder removes the folder between another's opening of the file and its locking."""
+    folder, locked = tmp_path / "run", []
+
+    def lock_late(handle: int, place: Path) -> None:
+        if not locked:
+            (place / ".lock").unlink()
+            place.rmdir()
+        locked.append(handle)
+        files.lock(handle, place)
+
+    monkeypatch.setattr(runfolder, "lock", lock_late)
+    with open_run(folder) as run:
+        run.settle(resolved())
+        with pytest.raises(RunError, match="in use by process"), open_run(folder):
+            pass
+    assert len(locked) == 3
 
 
 def test_images_of_a_batch_that_was_made_again_count_once(tmp_path: Path) -> None:

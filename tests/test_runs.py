@@ -16,7 +16,7 @@ from dreamkd import identity
 from dreamkd.config import InvertConfig
 from dreamkd.errors import RunError
 from dreamkd.events import Event, Hint, Note, Progress
-from dreamkd.runs import default_folder, open_run
+from dreamkd.runfolder import default_folder, open_run
 
 RESOLVED = {
     "requested": {"model": "net", "threads": "auto", "seed": 0},
@@ -136,7 +136,7 @@ def test_of_a_changed_card_only_the_change_is_named(folder: Path) -> None:
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from dreamkd.runs import open_run\n"
+        "import sys; from pathlib import Path; from dreamkd.runfolder import open_run\n"
         "with open_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -287,20 +287,20 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wish = {"model": "a/t.pt", "mean": (0.5,)}
-    first = default_folder("invert", "a/t.pt", wish, "a5")
+    wish = {"requested": {"model": "a/t.pt", "mean": (0.5,)}, "student_sha256": "a5"}
+    first = default_folder("invert", "a/t.pt", wish)
     assert first == Path("runs/invert-t-1")
     with open_run(first) as run:
-        wanted = {"requested": identity.as_json(wish), "teacher_sha256": "a5"}
-        run.settle({**wanted, "config": {}})
-    assert default_folder("invert", "a/t.pt", wish, "a5") == first
-    assert default_folder("invert", "a/t.pt", wish, "b6") == Path("runs/invert-t-2")
-    assert default_folder("invert", "a/t.pt", {**wish, "seed": 1}, "a5") == Path("runs/invert-t-2")
+        run.settle({**identity.as_json(wish), "config": {}})
+    assert default_folder("invert", "a/t.pt", wish) == first
+    others = ({**wish, "student_sha256": "b6"}, {**wish, "requested": {"model": "a/t.pt"}})
+    for other in others:
+        assert default_folder("invert", "a/t.pt", other) == Path("runs/invert-t-2")
     with open_run(first) as run:
         run.finish({"images": 1})
-    assert default_folder("invert", "a/t.pt", wish, "a5") == Path("runs/invert-t-2")
-    assert default_folder("distill", "t.pt", wish, "a5") == Path("runs/distill-t-1")
-    assert default_folder("invert", "timm:x.y", wish, "a5") == Path("runs/invert-timm-x.y-1")
+    assert default_folder("invert", "a/t.pt", wish) == Path("runs/invert-t-2")
+    assert default_folder("distill", "t.pt", wish) == Path("runs/distill-t-1")
+    assert default_folder("invert", "timm:x.y", wish) == Path("runs/invert-timm-x.y-1")
 
 
 def test_a_default_folder_has_a_name_that_a_disk_can_hold(
@@ -309,15 +309,15 @@ def test_a_default_folder_has_a_name_that_a_disk_can_hold(
     monkeypatch.chdir(tmp_path)
     names = ["n" * 250 + ".pt", "n" * 240 + ".pt"]  # two runs all the same
     for number, name in enumerate(names, start=1):
-        folder = default_folder("invert", name, {"model": name}, "a5")
+        folder = default_folder("invert", name, {"requested": {"model": name}})
         assert folder == Path("runs") / f"invert-{'n' * 100}-{number}"
         with open_run(folder) as run:
-            run.settle({"requested": {"model": name}, "teacher_sha256": "a5", "config": {}})
-        assert default_folder("invert", name, {"model": name}, "a5") == folder
+            run.settle({"requested": {"model": name}, "config": {}})
+        assert default_folder("invert", name, {"requested": {"model": name}}) == folder
 
 
 def test_default_folders_that_cannot_be_seen_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "stat", refuse)
     line = r"^runs/invert-net-1: cannot be looked for \(Permission denied\); choose another --out$"
     with pytest.raises(RunError, match=line):
-        default_folder("invert", "net", {}, "a5")
+        default_folder("invert", "net", {})

@@ -19,19 +19,19 @@ from dreamkd.engine import Runtime, check_finite, frozen, normalise, to_uint8
 from dreamkd.errors import DivergedError, NoBatchNormError
 from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.models import Card, Classifier
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.observation import Observer
 from dreamkd.randomness import generator_for
-from dreamkd.rival import Rival
 from dreamkd.synthesis import Synthesiser
-from tests.conftest import invert_config
+from tests.conftest import against, invert_config
 
 LABELS = torch.arange(20) % 10
 
 
 def synthesiser_of(
     teacher: Classifier,
-    rival: Rival | None = None,
+    rival: Classifier | None = None,
     on_event: OnEvent = ignore,
     **given: object,
 ) -> Synthesiser:
@@ -42,7 +42,10 @@ def synthesiser_of(
     if config.refine_r_feature == "auto":
         config = replace(config, refine_r_feature=1.0)
     objective = Objective(
-        teacher, config, runtime=Runtime.settle(config), statistics=bool(statistics), rival=rival
+        Networks(teacher, rival=rival),
+        config,
+        runtime=Runtime.settle(config),
+        statistics=bool(statistics),
     )
     return Synthesiser(objective, on_event=on_event)
 
@@ -190,7 +193,7 @@ def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:
         std=(0.25,),
     )
     alone = synthesise(digits, image_steps=30)
-    rivalled = synthesise(digits, Rival(student, weight=10.0), image_steps=30)
+    rivalled = synthesise(digits, student, image_steps=30, **against(10))
 
     def share(batch: Batch) -> float:
         inputs = normalise(batch.images, mean=(0.5,), std=(0.25,))
@@ -204,7 +207,7 @@ def test_the_rival_sees_images_that_it_misjudges(digits: Classifier) -> None:
 def test_without_competition_a_batch_is_as_without_a_rival(digits: Classifier) -> None:
     given = {"image_steps": 1, "r_feature": 0.0, "jitter": 0, "keep": "best"}
     alone = synthesise(digits, **given)
-    with synthesiser_of(digits, Rival(digits, weight=1000.0), **given) as synthesiser:
+    with synthesiser_of(digits, digits, **given, **against(1000)) as synthesiser:
         generator = generator_for(0, "batch", 0)
         batch = synthesiser.batch(LABELS, generator=generator, compete=False)
     assert torch.equal(batch.images, alone.images)
@@ -213,7 +216,7 @@ def test_without_competition_a_batch_is_as_without_a_rival(digits: Classifier) -
 
 def test_a_generator_begins_from_weights_of_the_seed(digits: Classifier) -> None:
     first, again, other = (
-        Synthesiser.of(digits, config, runtime=Runtime.settle(config)).state()
+        Synthesiser.of(Networks(digits), config, runtime=Runtime.settle(config)).state()
         for config in (
             settle(invert_config(images="generator", seed=seed), input_size=(1, 16, 16))
             for seed in (1, 1, 2)
@@ -257,7 +260,9 @@ def test_models_are_left_as_they_were(digits: Classifier) -> None:
     try:
         before = {k: v.clone() for k, v in module.state_dict().items()}
         config = settle(invert_config(image_chunk=9), input_size=digits.card.input_size)
-        synthesiser = Synthesiser(Objective(digits, config, runtime=Runtime.settle(config)))
+        synthesiser = Synthesiser(
+            Objective(Networks(digits), config, runtime=Runtime.settle(config))
+        )
         with pytest.raises(ZeroDivisionError), synthesiser:
             raise ZeroDivisionError
         synthesise(digits)

@@ -98,10 +98,10 @@ class Thread(Workers):
         self.said[self.rank] = [tensor.clone() for tensor in tensors]
         self.barrier.wait(60)
         for tensor, *others in zip(tensors, *self.said.values(), strict=True):
-            tensor.copy_(sum(others) / self.world)
+            tensor.copy_(sum(others) / self.world_size)
         self.barrier.wait(60)
 
-    def any_of(self, value: bool) -> bool:
+    def any(self, value: bool) -> bool:
         """Nobody of one process is gone without the others."""
         return value
 
@@ -164,6 +164,18 @@ def test_every_worker_drops_other_units(digits: Classifier) -> None:
         for w in (Workers(), Workers(0, 2), Workers(1, 2))
     }
     assert len(seeds) == 2  # the leader's are those of a process alone
+
+
+def test_no_stream_of_another_device_is_seeded(
+    digits: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.manual_seed` would seed those of all GPUs, which the caller may draw from."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    with training(digits) as run:
+        run.advance(examples(), until=2)
+    assert seeded == []
 
 
 def test_restart_forgets_everything(digits: Classifier) -> None:

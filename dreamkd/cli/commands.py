@@ -44,7 +44,7 @@ def run(command: str, config: Any, *, should_stop: ShouldStop) -> None:
     Raises: DreamkdError: what the workflow raises, or what its result amounts to.
     """
     workers = Workers.of_environment()
-    if workers.world > 1 and command not in _OPTIMISING:
+    if workers.world_size > 1 and command not in _OPTIMISING:
         raise ConfigError(f"{command} is the work of one process: run it without torchrun")
     with _silent(config.quiet), display(quiet=config.quiet, live=workers.leads) as on_event:
         settle_compiler_cache(on_event, needed=command in _OPTIMISING)

@@ -256,7 +256,7 @@ class ImageConfig:
         return "wrap" if self.jitter_border == AUTO else self.jitter_border
 
     def unmatched(self) -> dict[str, Any]:
-        """Options without effect since no statistics are matched, with the values that say so."""
+        """Options that do nothing since no statistics are matched, and their neutral values."""
         if self.r_feature != 0:
             return {}
         followed = self.images == "pyramid" and self.refine_r_feature == AUTO

@@ -14,6 +14,7 @@ from dreamkd.data.classfolders import described, is_hidden, is_picture
 from dreamkd.data.pictures import FORMS, Entry, PictureFiles
 from dreamkd.errors import DataError
 from dreamkd.events import OnEvent
+from dreamkd.identity import RESOLVED
 from dreamkd.imagefolder import Folders
 from dreamkd.manifest import Shard
 
@@ -35,6 +36,8 @@ def open_path(spec: str, *, on_event: OnEvent) -> PictureFiles:
         tars = sorted(inside.glob("*.tar"))
         if inside is not path and not tars:
             raise DataError(f"{inside} holds no shards yet; run the command that makes them again")
+        if not tars and (path / RESOLVED).is_file():
+            raise DataError(f"{path} is a run that made no images; give the data that it was given")
         if not tars:
             return _open_image_folder(path)
         if inside is path:

@@ -18,7 +18,7 @@ FORMS = (
     "TAR of class folders",
     "WebDataset TAR (KEY.png|jpg|webp with KEY.cls)",
     "'GLOB*.tar' of either",
-    "RUN folder of dreamkd invert",
+    "RUN folder of dreamkd",
     "torchvision:NAME:ROOT[:train|test]",
     "sklearn:digits[:train|test]",
 )

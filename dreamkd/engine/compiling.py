@@ -56,21 +56,21 @@ def worth_compiling(calls: Sequence[Call], work: Work, *, device: str) -> bool:
 
 def compile_step(function: Step, *, on_event: OnEvent) -> Step:
     """`function` compiled into one graph; eager, with a hint, on a machine that cannot compile."""
-    compiled = torch.compile(function, fullgraph=True, dynamic=False)
-    state = {"call": compiled}
+    call = torch.compile(function, fullgraph=True, dynamic=False)
     settings = functorch.patch({name: True for name in _SETTINGS if hasattr(functorch, name)})
     limit = torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS)
 
     def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal call
         try:
             with settings, limit:
-                return state["call"](*args, **kwargs)
+                return call(*args, **kwargs)
         except Exception as error:
             # No compiler, an unsupported operation: torch has no common class for these.
-            if state["call"] is function or not _is_compiler_error(error):
+            if call is function or not _is_compiler_error(error):
                 raise
             on_event(Hint(f"running without torch.compile: {said(error)}"))
-            state["call"] = function
+            call = function
             return function(*args, **kwargs)
 
     return step  # type: ignore[return-value]

@@ -34,7 +34,7 @@ def check_finite(terms: Mapping[str, float], *, where: str) -> None:
     """
     for name, value in terms.items():
         if not math.isfinite(value):
-            raise diverged(f"{name} became {value}", where=where, lower="the rate or its weight")
+            raise diverged(f"{name} became {value}", where=where, lower="the rate or a weight")
 
 
 def diverged(what: str, *, where: str, lower: str = "the rate") -> DivergedError:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dreamkd.images.parameterisation import Images
 from dreamkd.randomness import generator_for
+from dreamkd.states import moments, restore_moments, under
 
 #: Length of the latent vector z.
 LATENT = 256
@@ -88,24 +89,12 @@ class Generated(Images):
     def state(self) -> dict[str, Tensor]:
         """Meta weights, and Adam's moments of them."""
         tensors = {f"meta.{k}": v for k, v in self._meta.state_dict().items()}
-        for name, parameter in self._meta.named_parameters():
-            for key, value in self._optimizer.state[parameter].items():
-                tensors[f"{key}.{name}"] = value
-        return tensors
+        return tensors | moments(self._optimizer, self._meta)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` gave; from the drawn weights if it is empty."""
-        self._optimizer.state.clear()
-        if not state:
-            self._meta.load_state_dict(self._start)
-            return
-        meta = {k.removeprefix("meta."): v for k, v in state.items() if k.startswith("meta.")}
-        self._meta.load_state_dict(meta)
-        for name, parameter in self._meta.named_parameters():
-            moments = {key: state[f"{key}.{name}"].clone() for key in ("exp_avg", "exp_avg_sq")}
-            moments = {key: value.to(self.device) for key, value in moments.items()}
-            moments["step"] = state[f"step.{name}"].clone()
-            self._optimizer.state[parameter] = moments
+        self._meta.load_state_dict(under("meta.", state) or self._start)
+        restore_moments(self._optimizer, self._meta, state)
 
 
 class _Generator(nn.Module):

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from dreamkd.randomness import seed_global
+
 #: Heads used in training only; networks are built without them and their weights are dropped.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
@@ -33,8 +35,7 @@ class Defaults:
 def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside the block; the global generator continues as if nothing was drawn."""
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also seed every GPU.
-        torch.default_generator.manual_seed(seed)
+        seed_global(seed)
         yield
 
 

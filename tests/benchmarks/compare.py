@@ -61,6 +61,8 @@ def main() -> None:
     given = parser.parse_args()
     teacher = load(given.teacher, given.teacher_options)
     classes = teacher.card.num_classes
+    if given.batches < 2:
+        parser.error("--batches: half of them are made before the competition, so 2 at least")
     count = given.batches * given.batch_size
     if count % classes:
         parser.error(f"--batches times --batch-size is {count}, no multiple of {classes} classes")

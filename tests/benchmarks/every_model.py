@@ -29,6 +29,7 @@ from dreamkd.config import InvertConfig, merge, settle
 from dreamkd.engine import Runtime
 from dreamkd.formats import read_run
 from dreamkd.models import Classifier, recognition
+from dreamkd.networks import Networks, Own
 from dreamkd.objective import Objective
 from tests.benchmarks.environment import describe
 
@@ -93,7 +94,7 @@ def _calibrate(module: nn.Module, side: int) -> None:
 def invert(network: Classifier) -> None:
     """Three steps of a batch, stored and read again."""
     with tempfile.TemporaryDirectory() as folder:
-        made = inversion.invert(_given(network, out=f"{folder}/run"), teacher=network)
+        made = inversion.invert(_given(network, out=f"{folder}/run"), own=Own(network))
         shown = [label for _, label, _ in read_run(made.out)]
     if not 0 < made.r_feature < float("inf"):
         raise ValueError(f"R_feature is {made.r_feature}")
@@ -109,7 +110,7 @@ def trace(network: Classifier) -> None:
     _, height, width = network.card.input_size
     torch._dynamo.reset()
     counter: Any = CompileCounterWithBackend("aot_eager")
-    with Objective(network, config, runtime=Runtime.settle(config)) as objective:
+    with Objective(Networks(network), config, runtime=Runtime.settle(config)) as objective:
         objective._prepare(1, False)
         step = partial(objective._terms, 1, False)
         compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=False)

@@ -22,6 +22,7 @@ from dreamkd.engine import Runtime
 from dreamkd.examples import Examples
 from dreamkd.models import Classifier
 from dreamkd.moments import moments
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
@@ -40,7 +41,9 @@ def teacher() -> Classifier:
 def test_image_steps(benchmark: Any, teacher: Classifier) -> None:
     config = invert_config(image_steps=STEPS, r_feature=1.0, image_chunk=BATCH)
     config = settle(config, input_size=teacher.card.input_size)
-    with Synthesiser(Objective(teacher, config, runtime=Runtime.settle(config))) as synthesiser:
+    with Synthesiser(
+        Objective(Networks(teacher), config, runtime=Runtime.settle(config))
+    ) as synthesiser:
         benchmark(lambda: synthesiser.batch(LABELS, generator=generator_for(0, "benchmark")))
 
 

@@ -29,6 +29,7 @@ from dreamkd import models
 from dreamkd.config import InvertConfig, merge, settle
 from dreamkd.engine import Runtime, fixed
 from dreamkd.models import Classifier
+from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.randomness import generator_for
 from dreamkd.synthesis import Synthesiser
@@ -106,7 +107,7 @@ def ours_block(case: Case, stack: ExitStack, *, precision: str, compiled: bool) 
     synthesiser = stack.enter_context(
         Synthesiser(
             Objective(
-                network(case),
+                Networks(network(case)),
                 config,
                 runtime=Runtime.settle(config),
                 compiled=compiled,

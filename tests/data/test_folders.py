@@ -330,3 +330,11 @@ def test_a_file_that_shrinks_later_is_noticed(tmp_path):
     os.truncate(path, 520)
     with pytest.raises(DataError, match=r"d\.tar is shorter than when it was opened"):
         images[0]
+
+
+def test_a_run_that_trained_on_given_images_holds_none(tmp_path):
+    """Its folder of labels is no class folder, to be filled or removed."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "resolved.json").write_text("{}")
+    with pytest.raises(DataError, match=r"is a run that made no images; give the data"):
+        open_images(str(tmp_path), preprocessing=GREY)

@@ -28,7 +28,7 @@ from dreamkd import formats, models
 from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.errors import DreamkdError, RunError
 from dreamkd.inversion import invert
-from dreamkd.runs import open_run
+from dreamkd.runfolder import open_run
 from tests.benchmarks.environment import describe
 from tests.conftest import invert_config
 

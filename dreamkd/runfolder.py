@@ -1,0 +1,129 @@
+"""Where a run lies: its folder, made or found, and held by one process at a time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dreamkd import manifest
+from dreamkd.errors import InUseError, RunError, said
+from dreamkd.files import exists, lock, read_json, remove_torn
+from dreamkd.identity import RESOLVED, as_json, is_path
+from dreamkd.runs import Run
+
+#: Letters of the model in the name of a default folder, at most: a file system takes 255 in all.
+_STEM = 100
+
+#: The file that is locked while a process holds a run.
+LOCK = ".lock"
+
+#: What a run writes into its folder; anything else that lies there is left alone.
+_OURS = (
+    *(manifest.FILE, "result.json", "events.jsonl", "progress.json", "seconds.json", "env.json"),
+    *(manifest.SHARDS, manifest.IMAGES, manifest.RECORDS, "labels", "contact-sheet.png"),
+    *("student.safetensors", "state-*.safetensors"),
+)
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[Run]:
+    """Create or open a run folder and hold its lock while the block lasts.
+
+    The lock is the kernel's: it ends with the process that holds it, however that dies.
+
+    A new folder that did not become a run within the block is removed again.
+
+    Raises:
+        RunError: the folder cannot be made or written, or is no run.
+        InUseError: another process holds it.
+    """
+    try:
+        new = not folder.exists()
+        if not new:
+            _refuse_foreign(folder)
+        handle = _locked(folder)
+    except OSError as error:
+        raise RunError(f"--out {folder}: cannot be written ({said(error)})") from error
+    except InUseError:
+        raise  # the folder is another's
+    except RunError:
+        _withdraw(folder, new=new)
+        raise
+    try:
+        remove_torn(folder)
+        with suppress(OSError):  # a full disk: it only tells people who holds the lock
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+        yield Run(folder)
+    finally:
+        _withdraw(folder, new=new)
+        os.close(handle)
+
+
+def _withdraw(folder: Path, *, new: bool) -> None:
+    """Leave nothing behind of a folder that was made for a run and did not become one."""
+    if new and not (folder / RESOLVED).exists():
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
+def _locked(folder: Path) -> int:
+    """Make the folder, if there is none, and lock it: a handle that holds the lock until closed.
+
+    Raises: RunError: as of `lock`; OSError: it cannot be made.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            lock(handle, folder)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever held it has removed it with the folder meanwhile
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Logs may lie in the folder, but no other folder, and nothing that a run would replace.
+
+    Raises: RunError: something does, and no run of ours.
+    """
+    if (folder / RESOLVED).exists():
+        return
+    found = [
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() or any(path.match(name) for name in _OURS)
+    ]
+    if found:
+        raise RunError(
+            f"--out {folder} is not empty and holds no run ({found[0]}); choose another folder"
+        )
+
+
+def default_folder(command: str, model: str, identity: Mapping[str, Any]) -> Path:
+    """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new.
+
+    Args: identity: what it then has in `resolved.json`: the settings as they are `requested`, the
+        networks, since several may go by one name.
+    Raises: RunError: what lies in `runs` cannot be seen.
+    """
+    stem = Path(model).stem if is_path(model) else model
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)[:_STEM]
+    wanted, number = as_json(identity), 1
+    while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
+        resolved = read_json(folder / RESOLVED)
+        same = resolved is not None and wanted.items() <= resolved.items()
+        if same and not (folder / "result.json").exists():
+            return folder
+        number += 1
+    return folder
