@@ -162,8 +162,8 @@ class Bank:
         last = {line["batch"]: line for line in self._run.lines}
         return [last[k] for k in sorted(last)]
 
-    def complete(self) -> None:
-        """Once all batches are there, bring the manifest and the page to what any run ends with.
+    def complete(self, count: int) -> None:
+        """Bring the manifest and the page of `count` batches to what any run of them ends with.
 
         The manifest lists each batch once, in order, whoever made it and when; a batch that it does
         not list, of a longer run that was killed, is removed, since nobody vouches for it. The
@@ -171,9 +171,15 @@ class Bank:
         generator makes when it has learned; while `add` renews it, batches that are lost, or made
         by others, are missing on it.
 
-        Raises: RunError: one of them cannot be written, or removed.
+        Raises: RunError: a batch is not there, such as that of a worker in another folder; or a
+            file cannot be written, or removed.
         """
         lines = self.lines
+        if missing := {*range(count)} - {line["batch"] for line in lines}:
+            raise RunError(
+                f"{self._run.folder} lacks batch {min(missing)}, which another worker made; all of "
+                "them need the same folder: run the same command again"
+            )
         self._run.keep_lines(lines)
         self._remove_all_but({line["batch"] for line in lines})
         for line in lines:

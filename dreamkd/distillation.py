@@ -31,8 +31,7 @@ from dreamkd.outcome import accuracies, save, wants_baseline
 from dreamkd.preparation import factors, keep, prepare, settled
 from dreamkd.randomness import alone
 from dreamkd.recipes import RECIPES, on_noise
-from dreamkd.runfolder import default_folder, open_run
-from dreamkd.runs import Run
+from dreamkd.runfolder import default_folder, holder, join_run, open_run
 from dreamkd.softlabels import Recorder, Stored
 from dreamkd.trial import try_out
 from dreamkd.worker import Worker
@@ -101,6 +100,7 @@ class _Assignment:
 
     config: DistillConfig  # every `auto` decided, but for the steps if there is a plan to make
     folder: Path
+    leader: str  # as of `runfolder.holder`
     identity: dict[str, Any]  # what else the outcome depends on
     planning: bool
     baseline: bool
@@ -156,7 +156,7 @@ def _lead(
             on_event=on_event,
         )
         baseline = wants_baseline(given, networks.teacher)
-        assignment = _Assignment(config, folder, identity, planning, baseline)
+        assignment = _Assignment(config, folder, holder(folder), identity, planning, baseline)
 
         def plan(job: Job) -> DistillConfig:
             config = assignment.config
@@ -201,8 +201,7 @@ def _follow(
     began = time.perf_counter()
     assignment: _Assignment = group.broadcast()
     config = assignment.config
-    with group.together():
-        run = Run(assignment.folder)
+    with group.together(), join_run(assignment.folder, leader=assignment.leader) as run:
         materials = Materials.load(config, own).with_images(config, workers=group, measure=False)
         materials.require_same(assignment.identity, config, worker=group.rank)
 

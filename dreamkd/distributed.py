@@ -11,20 +11,40 @@ What the processes say to each other goes over gloo, from the CPU; tensors on GP
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dreamkd.errors import ConfigError, Stopped, said
+from dreamkd.errors import ConfigError, DreamkdError, Stopped, of_leader
 from dreamkd.events import Event, Hint, OnEvent, ignore
-from dreamkd.rendezvous import meet
+from dreamkd.rendezvous import meet, torchrun_says, wait_for, works_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
+
+#: Where one that was asked to stop says so, and seconds between two looks.
+_STOP, _LOOK = "dreamkd/stop", 1.0
+
+
+@dataclass
+class _Talk:
+    """What was said between processes that are connected."""
+
+    begun: bool = False  # the leader has told what there is to do
+    stopping: bool = False  # one was asked to stop, as far as this one has heard
+    looked: float = 0.0  # when it last listened
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Told instead of what there is to do."""
+
+    error: DreamkdError
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class Workers:
     world_size: int = 1
     local_rank: int = 0  # among those of this machine
     local_world_size: int = 1  # how many those are
+    _talk: _Talk = field(default_factory=_Talk, compare=False, repr=False)
 
     @classmethod
     def of_environment(cls) -> Workers:
@@ -42,24 +63,8 @@ class Workers:
 
         Raises: ConfigError: one of them is no number or no port, or they do not go together.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        if not {*names, "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-            return cls()
-        values = {name: os.environ[name] for name in (*names, "MASTER_PORT")}
-        wrong = [name for name, value in values.items() if not value.isdecimal()]
-        if not wrong and int(values["RANK"]) >= int(values["WORLD_SIZE"]):
-            wrong = ["RANK", "WORLD_SIZE"]
-        if wrong:
-            given = ", ".join(f"{name}={values[name]}" for name in wrong)
-            raise ConfigError(f"{given}: not as torchrun sets it; unset RANK to run one process")
-        if int(values["MASTER_PORT"]) not in range(1, 1 << 16):
-            raise ConfigError(
-                f"MASTER_PORT={values['MASTER_PORT']}: a port is 1..65535; "
-                "choose a free one, or unset RANK to run one process"
-            )
-        local = os.environ.get("LOCAL_WORLD_SIZE", "")  # other launchers leave it out
-        rank, world, local_rank = (int(values[name]) for name in names)
-        return cls(rank, world, local_rank, int(local) if local.isdecimal() else 1)
+        told = torchrun_says()
+        return cls() if told is None else cls(*told)
 
     @property
     def leads(self) -> bool:
@@ -70,10 +75,14 @@ class Workers:
     def joined(self, on_event: OnEvent = ignore) -> Iterator[None]:
         """Hold the processes connected while the block lasts.
 
+        What the leader refuses before it has told what there is to do, all refuse.
+
         Args: on_event: hears whom this one waits for, if that takes long.
         Raises: ConfigError: the others do not come, or are not reached; nothing was created.
         """
         if self.world_size == 1:
+            if hint := works_alone():
+                on_event(Hint(hint))
             yield
             return
         from torch import distributed
@@ -84,8 +93,16 @@ class Workers:
                 "their own: call it before init_process_group, or after destroy_process_group"
             )
         meet(self.rank, self.world_size, on_event)
+        if self.leads:
+            _store().delete_key(_STOP)  # of an earlier job of the same processes
         try:
             yield
+        except DreamkdError as error:
+            if self.leads and not self._talk.begun:
+                with suppress(Stopped):  # one is gone, which says why
+                    self.broadcast(_Refusal(error))
+                    self.barrier()  # they have heard it before the connection ends
+            raise
         finally:
             distributed.destroy_process_group()
 
@@ -99,8 +116,12 @@ class Workers:
 
     def device(self, leaders: str) -> str:
         """Where this one computes, if the leader does on `leaders`: each on a GPU of its own."""
-        shared = self.world_size > 1 and leaders.startswith("cuda")
-        return f"cuda:{self.local_rank}" if shared else leaders
+        if self.world_size == 1 or not leaders.startswith("cuda"):
+            return leaders
+        import torch
+
+        # Some launchers show each process its own GPU alone, which is then the first.
+        return f"cuda:{self.local_rank if torch.cuda.device_count() > 1 else 0}"
 
     def require_own_devices(self, given: str) -> None:
         """Check that `--device` leaves each process a GPU of its own.
@@ -185,22 +206,43 @@ class Workers:
         """
         self.any(False)
 
+    def hears_stop(self, asked: bool) -> bool:
+        """Whether this process is asked to stop, or another was; the others are not waited for.
+
+        Each calls this as often as it likes, and hears of the others within a second.
+
+        Raises: Stopped: the leader is gone.
+        """
+        talk, now = self._talk, time.monotonic()
+        if self.world_size == 1 or talk.stopping or not (asked or now > talk.looked + _LOOK):
+            return asked or talk.stopping
+        with _missed():
+            store = _store()
+            if asked:
+                store.set(_STOP, "")
+            talk.stopping, talk.looked = asked or store.check([_STOP]), now
+        return talk.stopping
+
     def broadcast(self, value: T | None = None) -> T:
         """What the leader called this with, in every process; the others wait for it.
 
         Raises: Stopped: the leader is gone.
         """
-        box = [value]
+        box: list[Any] = [value]
         if self.world_size > 1:
             from torch import distributed
 
+            self._talk.begun = True
             with _missed():
-                distributed.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[return-value]  # the leader gave a value
+                wait_for(lambda: distributed.broadcast_object_list(box, src=0))
+        if isinstance(box[0], _Refusal) and not self.leads:
+            self.barrier()
+            raise of_leader(box[0].error)
+        return box[0]  # type: ignore[no-any-return]  # the leader gave a value
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Leave the block when all do; where one was stopped, all are.
+        """Leave the block when all do; where one was stopped, all are, and the leader says so.
 
         Raises: Stopped: one was, or one is gone.
         """
@@ -214,14 +256,21 @@ class Workers:
 
             found: list[Stopped | None] = [None] * self.world_size
             with _missed():
-                distributed.all_gather_object(found, mine)
+                wait_for(lambda: distributed.all_gather_object(found, mine))
             mine = next(filter(None, [mine, *found]), None)
         if mine is not None:
-            raise mine
+            raise mine if self.leads else of_leader(mine)
 
 
 #: The one process of a job that is not shared.
 ALONE = Workers()
+
+
+def _store() -> Store:
+    """What connected processes share, that none need wait for another to look into."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
 
 
 @contextmanager
@@ -233,8 +282,8 @@ def _missed() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:  # of this one, which can say what to do
         raise
-    except RuntimeError as error:  # whatever gloo or NCCL says of it
+    except RuntimeError as error:  # whatever gloo, NCCL or the store say of it
         raise Stopped(
-            f"another worker failed, or is not reached ({said(error)}); unless it says why, what "
-            "was finished is kept and the same command continues"
+            "another worker has ended, or is not reached; unless it says why, what was finished is "
+            "kept and the same command continues"
         ) from error

@@ -82,6 +82,20 @@ class Stopped(DreamkdError):
     exit_code = 8
 
 
+def of_leader(error: DreamkdError) -> DreamkdError:
+    """What the leader of several workers was stopped by, as one of the others has it.
+
+    It ends likewise, and need not say why: `is_told` is true of it.
+    """
+    error.__dict__["_of_leader"] = True
+    return error
+
+
+def is_told(error: DreamkdError) -> bool:
+    """Whether another process says this to the user."""
+    return "_of_leader" in error.__dict__
+
+
 def _again(kind: type[DreamkdError], args: tuple[Any, ...], fields: dict[str, Any]) -> Exception:
     error = kind.__new__(kind, *args)
     error.args = args

@@ -61,17 +61,19 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def lock(handle: int, folder: Path) -> None:
+def lock(handle: int, folder: Path, *, shared: bool = False) -> None:
     """Lock an open file of `folder` until it is closed, by whatever end of the process.
+
+    Args: shared: with others who lock it so.
 
     Raises:
         InUseError: another process holds the lock.
         RunError: the file system has none.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(handle, 64, 0).decode(errors="replace").strip()
+        holder = os.pread(handle, 256, 0).decode(errors="replace").strip()
         raise InUseError(
             f"{folder} is in use by process {holder or 'unknown'}; wait for it, or choose another "
             "--out"

@@ -18,7 +18,7 @@ from dreamkd.config import InvertConfig
 from dreamkd.course import full_steps, graphs
 from dreamkd.distributed import Workers
 from dreamkd.engine import Runtime, Work, enough_memory, ordinary
-from dreamkd.errors import ConfigError, RunError
+from dreamkd.errors import ConfigError
 from dreamkd.events import Finished, Hint, Note, OnEvent, ignore
 from dreamkd.files import require_room
 from dreamkd.formats import FORMATS
@@ -29,7 +29,7 @@ from dreamkd.networks import BY_NAME, Own
 from dreamkd.pace import Pace
 from dreamkd.partners import Partners
 from dreamkd.preparation import factors, keep, prepare, require_same, settled
-from dreamkd.runfolder import default_folder, open_run
+from dreamkd.runfolder import default_folder, holder, join_run, open_run
 from dreamkd.runs import Run
 from dreamkd.sequence import SMALLER, Chain, sequential
 from dreamkd.trial import try_out
@@ -87,6 +87,7 @@ class _Assignment:
 
     config: InvertConfig  # every `auto` decided
     folder: Path
+    leader: str  # as of `runfolder.holder`
     plan: list[tuple[int, int]]  # images [start, stop) of every batch
     held: list[bool]  # of every batch, whether it is there
 
@@ -147,7 +148,9 @@ def _lead(
                 on_event(Hint("a batch is of a single image, whose statistics are matched alone"))
             if run.images > layout.count:
                 on_event(Hint(f"it holds {run.images} images, more than asked for, and keeps them"))
-            assignment = _Assignment(config, folder, plan, bank.held(range(len(plan))))
+            assignment = _Assignment(
+                config, folder, holder(folder), plan, bank.held(range(len(plan)))
+            )
             # What a sequential run carries past its last batch is part of its end too.
             finished = run.result is not None and all(assignment.held)
             if finished:
@@ -158,7 +161,7 @@ def _lead(
                 group.broadcast(assignment)
                 with group.together():
                     _make(assignment, worker, bank, partners)
-            bank.complete()
+            bank.complete(len(plan))
             result = _result(bank, folder, time.perf_counter() - began)
         run.finish({k: v for k, v in result.to_json().items() if k not in ("out", "seconds")})
         on_event(Finished("invert", result.seconds))
@@ -177,12 +180,7 @@ def _follow(
     assignment: _Assignment | None = group.broadcast()
     if assignment is not None:
         config = assignment.config
-        with group.together():
-            run = Run(assignment.folder)
-            if run.resolved is None:
-                raise RunError(
-                    f"{assignment.folder} holds no run here; all workers need the same folder"
-                )
+        with group.together(), join_run(assignment.folder, leader=assignment.leader) as run:
             partners = Partners.load(config, own, on_event=ignore)
             require_same(run, partners.identity())
             worker = Worker.at(
@@ -210,7 +208,11 @@ def _make(assignment: _Assignment, worker: Worker, bank: Bank, partners: Partner
     ):
         left = chain.begin(synthesiser, assignment.held)
         missing, made = group.share(left), (len(assignment.plan) - len(left)) // group.world_size
-        pace = Pace(on_event, worker.should_stop, batches=made + len(missing), made=made)
+
+        def should_stop() -> bool:
+            return group.hears_stop(worker.should_stop())
+
+        pace = Pace(on_event, should_stop, batches=made + len(missing), made=made)
         for k in missing:
             start, stop = assignment.plan[k]
             batch = chain.make(k, layout.labels(start, stop), on_step=pace.on_step)

@@ -93,7 +93,7 @@ def adaptive(job: Job) -> Examples:
                 job.on_event(Progress("images read", k + 1, count, "batches"))
                 job.stop_if_asked()
             everything.images[here] = made
-        bank.complete()
+        bank.complete(count)
         chain.end()
         job.train(everything, until=int(config.steps))
     return everything

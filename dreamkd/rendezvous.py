@@ -1,4 +1,4 @@
-"""How processes that torchrun starts find each other, and who is told where some do not come."""
+"""How processes that torchrun starts find each other, and wait for each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,6 +18,43 @@ _PATIENCE = timedelta(days=365)
 
 #: Seconds until it is said that others are missing, until they are given up, between two looks.
 _SILENT, _LIMIT, _LOOK = 5.0, 600.0, 0.05
+
+
+#: What torchrun sets for every process that it starts.
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def torchrun_says() -> tuple[int, int, int, int] | None:
+    """Rank, world size, rank and number of processes on this machine; None without torchrun.
+
+    Raises: ConfigError: a variable of them is no number or no port, or they do not go together.
+    """
+    if not os.environ.keys() >= {*_VARIABLES}:
+        return None
+    values = {name: os.environ[name] for name in _VARIABLES if name != "MASTER_ADDR"}
+    wrong = [name for name, value in values.items() if not value.isdecimal()]
+    if not wrong and int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        wrong = ["RANK", "WORLD_SIZE"]
+    if wrong:
+        given = ", ".join(f"{name}={values[name]}" for name in wrong)
+        raise ConfigError(f"{given}: not as torchrun sets it; unset RANK to run one process")
+    rank, world, local_rank, port = (int(value) for value in values.values())
+    if port not in range(1, 1 << 16):
+        raise ConfigError(
+            f"MASTER_PORT={port}: a port is 1..65535; choose a free one, or unset RANK to run one "
+            "process"
+        )
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")  # other launchers leave it out
+    return rank, world, local_rank, int(local) if local.isdecimal() else 1
+
+
+def works_alone() -> str:
+    """A line for a process that works by itself though others seem to be meant; else empty."""
+    count = os.environ.get("WORLD_SIZE", "")
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if not (missing and count.isdecimal() and int(count) > 1):
+        return ""
+    return f"WORLD_SIZE is {count}, but without {', '.join(missing)} this process works by itself"
 
 
 def meet(rank: int, world: int, on_event: OnEvent) -> None:
@@ -33,6 +70,27 @@ def meet(rank: int, world: int, on_event: OnEvent) -> None:
     import torch.distributed.nn  # noqa: F401
 
     _Meeting(rank, world).wait(on_event)
+
+
+def wait_for(exchange: Callable[[], None]) -> None:
+    """Let an exchange with the others end, beside the main thread, which hears signals meanwhile.
+
+    Raises: what the exchange raises.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            exchange()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # it ends with the process
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK)
+    if failed:
+        raise failed[0]
 
 
 class _Meeting(threading.Thread):

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from dreamkd.runs import Run
 #: Letters of the model in the name of a default folder, at most: a file system takes 255 in all.
 _STEM = 100
 
-#: The file that is locked while a process holds a run.
+#: The file that is locked while a process holds a run, and that names it.
 LOCK = ".lock"
+
+#: The file that each of those who help the leader locks, together with the others.
+_HELPERS = ".workers"
 
 #: What a run writes into its folder; anything else that lies there is left alone.
 _OURS = (
@@ -44,6 +48,10 @@ def open_run(folder: Path) -> Iterator[Run]:
     """
     try:
         new = not folder.exists()
+        if new and folder.is_symlink():
+            raise RunError(
+                f"--out {folder}: is a link to {os.readlink(folder)}, which is not there"
+            )
         if not new:
             _refuse_foreign(folder)
         handle = _locked(folder)
@@ -56,12 +64,59 @@ def open_run(folder: Path) -> Iterator[Run]:
         raise
     try:
         remove_torn(folder)
-        with suppress(OSError):  # a full disk: it only tells people who holds the lock
+        _require_no_helpers(folder)
+        with suppress(OSError):  # a full disk: it only tells who holds the lock
             os.truncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+            since = datetime.now().isoformat(" ", "milliseconds")
+            line = f"{os.getpid()} on {platform.node()} since {since}\n"
+            os.pwrite(handle, line.encode(), 0)
         yield Run(folder)
     finally:
         _withdraw(folder, new=new)
+        os.close(handle)
+
+
+def holder(folder: Path) -> str:
+    """Who holds the lock of a run, as its file says it; empty if it does not."""
+    with suppress(OSError):
+        return (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+@contextmanager
+def join_run(folder: Path, *, leader: str) -> Iterator[Run]:
+    """Open the run that the leader holds, to work in it beside it while the block lasts.
+
+    Meanwhile nobody begins in the folder, also when the leader is gone.
+
+    Args: leader: what the leader found `holder` to be.
+    Raises: RunError: this is not the folder that the leader has, or cannot be written.
+    """
+    if holder(folder) != leader:
+        raise RunError(f"{folder} is not the leader's run here; all workers need the same folder")
+    try:
+        handle = os.open(folder / _HELPERS, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written by a worker ({said(error)})") from error
+    try:
+        lock(handle, folder, shared=True)
+        yield Run(folder)
+    finally:
+        os.close(handle)
+
+
+def _require_no_helpers(folder: Path) -> None:
+    """Raises: InUseError: a process that helped an earlier leader has not ended."""
+    if not (folder / _HELPERS).exists():
+        return
+    handle = os.open(folder / _HELPERS, os.O_RDWR)
+    try:
+        lock(handle, folder)
+    except InUseError:
+        raise InUseError(
+            f"{folder} is in use by a worker of an earlier start; wait for it, or end it"
+        ) from None
+    finally:
         os.close(handle)
 
 
@@ -69,6 +124,7 @@ def _withdraw(folder: Path, *, new: bool) -> None:
     """Leave nothing behind of a folder that was made for a run and did not become one."""
     if new and not (folder / RESOLVED).exists():
         with suppress(OSError):
+            (folder / _HELPERS).unlink(missing_ok=True)
             (folder / LOCK).unlink()
             folder.rmdir()
 

@@ -16,6 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Run:
             then, value = apart(then, value)
             raise RunError(
                 f"{self.folder} was made with {name} {_short(then)}, which is now "
-                f"{_short(value)}; choose another --out"
+                f"{_short(value)}; {'start as many, or ' * (name == 'workers')}choose another --out"
             )
 
     def require_versions(self) -> None:
@@ -181,8 +182,10 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What `finish` wrote, or None."""
-        return read_json(self.folder / "result.json")
+        """What `finish` wrote; None if it did not, or that is damaged: it can be made again."""
+        with suppress(RunError):
+            return read_json(self.folder / "result.json")
+        return None
 
     def listener(self, on_event: OnEvent) -> OnEvent:
         """`on_event`, with a copy of every event in the folder from when it is a run."""

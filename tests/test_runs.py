@@ -231,7 +231,6 @@ def test_a_state_that_is_there_and_wrong_is_damage(folder: Path, content: bytes 
         ("resolved.json", "{"),
         ("resolved.json", "[]"),
         ("resolved.json", "{}"),
-        ("result.json", "x"),
         ("manifest.jsonl", "x\n"),
         ("manifest.jsonl", "{}\n"),
     ],

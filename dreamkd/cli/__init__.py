@@ -40,15 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], stop: StopRequest) -> int:
     # Imported where a signal is heard: typer and rich take a while, and torch more.
     from dreamkd.cli.streams import prepare_streams, say
-    from dreamkd.errors import DreamkdError, RunError, Stopped
+    from dreamkd.errors import DreamkdError, RunError, Stopped, is_told
 
     prepare_streams()
     try:
         return _answer(argv, stop)
-    except Stopped as stopped:
-        return _end(f"stopped: {stopped}", stop.exit_code or stopped.exit_code)
     except DreamkdError as error:
-        return _end(f"error: {error}", error.exit_code)
+        stopped = isinstance(error, Stopped)
+        code = (stopped and stop.exit_code) or error.exit_code
+        if is_told(error):
+            return code
+        return _end(f"{'stopped' if stopped else 'error'}: {error}", code)
     except MemoryError:
         what = "memory ran out; free some, or make the batches smaller"
         return _end(f"error: {what}", RunError.exit_code)
