@@ -112,7 +112,7 @@ def test_the_page_is_of_the_last_batches(run: Run, monkeypatch: pytest.MonkeyPat
             add(bank, k)
         bank.flush()
         live = page_of(run, width=4)
-        bank.complete()
+        bank.complete(3)
     assert live == page_of(run, width=4) == [100, 100, 50, 255]
 
 
@@ -123,7 +123,7 @@ def test_the_page_is_renewed_when_it_is_time(run: Run, monkeypatch: pytest.Monke
             add(bank, k)
         bank.flush()
         assert page_of(run, width=3) == [0, 0, 255]
-        bank.complete()
+        bank.complete(2)
     assert page_of(run, width=3) == [50, 0, 50]
 
 
@@ -168,7 +168,7 @@ NEXT: dict[str, Callable[[Bank], object]] = {
     "read": lambda bank: next(bank.read([0])),
     "held": lambda bank: bank.held([0]),
     "lines": lambda bank: bank.lines,
-    "page": lambda bank: bank.complete(),
+    "page": lambda bank: bank.complete(1),
     "leaving": lambda bank: bank.__exit__(None, None, None),
 }
 
@@ -230,7 +230,7 @@ def test_the_page_skips_damaged_batches(run: Run) -> None:
         bank.flush()
         path = run.folder / "shards" / "shard-000000.tar"
         path.write_bytes(path.read_bytes()[:700])
-        bank.complete()
+        bank.complete(2)
     assert page_of(run, width=3) == [50, 50, 255]
 
 
@@ -303,5 +303,14 @@ def test_a_folder_that_cannot_be_listed_is_one_line(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "iterdir", refuse)
             with pytest.raises(RunError, match=r"^cannot look into .*shards: Permission denied;"):
-                bank.complete()
-        bank.complete()
+                bank.complete(1)
+        bank.complete(1)
+
+
+def test_a_batch_that_another_worker_made_elsewhere_is_missed(run: Run) -> None:
+    with Bank(run) as bank:
+        add(bank, 0)
+        add(bank, 2)
+        with pytest.raises(RunError, match="lacks batch 1, which another worker made"):
+            bank.complete(3)
+        assert [line["batch"] for line in bank.lines] == [0, 2]

@@ -129,9 +129,25 @@ def test_the_shares_make_up_the_whole() -> None:
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
-def test_every_worker_has_a_gpu_of_its_own() -> None:
+@pytest.mark.parametrize(("seen", "device"), [(4, "cuda:1"), (1, "cuda:0")])
+def test_every_worker_has_a_gpu_of_its_own(
+    seen: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those of the machine, or the one that its launcher shows it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     worker = Workers(rank=5, world_size=8, local_rank=1)
-    assert [worker.device("cuda:0"), worker.device("cpu")] == ["cuda:1", "cpu"]
+    assert [worker.device("cuda:0"), worker.device("cpu")] == [device, "cpu"]
+
+
+def test_one_that_was_to_have_others_is_told_that_it_works_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[Event] = []
+    surroundings(monkeypatch, {"WORLD_SIZE": "2", "RANK": "1"} | MASTER)
+    with Workers.of_environment().joined(heard.append):
+        pass
+    line = "WORLD_SIZE is 2, but without LOCAL_RANK this process works by itself"
+    assert heard == [Hint(line)]
 
 
 def test_a_process_alone_computes_where_it_was_told() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from dreamkd import files, identity, manifest, runfolder
 from dreamkd.errors import RunError
-from dreamkd.runfolder import open_run
+from dreamkd.runfolder import join_run, open_run
 
 SHARD = manifest.Shard("shard-000000.tar", 2, "0" * 64, "1" * 64)
 
@@ -49,7 +50,10 @@ def test_nor_may_any_folder(tmp_path: Path) -> None:
 def test_the_lock_names_its_holder_and_nobody_before(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("4194304 on a machine of a longer name\n" * 9)
     with open_run(tmp_path):
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {platform.node()}\n"
+        line = (
+            rf"{os.getpid()} on {re.escape(platform.node())} since \d{{4}}-\d\d-\d\d [\d:.]{{12}}\n"
+        )
+        assert re.fullmatch(line, runfolder.holder(tmp_path))
 
 
 def test_one_that_came_second_leaves_the_folder_to_the_first(
@@ -85,6 +89,38 @@ def test_a_lock_that_went_with_its_folder_is_none(
         with pytest.raises(RunError, match="in use by process"), open_run(folder):
             pass
     assert len(locked) == 3
+
+
+def test_helpers_work_in_the_leaders_folder_and_hold_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with open_run(folder) as run:
+        run.settle(resolved())
+        leader = runfolder.holder(folder)
+        first, second = (join_run(folder, leader=leader) for _ in range(2))
+        with first, second:
+            pass
+        orphan = join_run(folder, leader=leader)
+        orphan.__enter__()
+        with pytest.raises(RunError, match="all workers need the same folder"):
+            join_run(folder, leader=leader + "another").__enter__()
+    with pytest.raises(RunError, match="by a worker of an earlier start"), open_run(folder):
+        pass
+    orphan.__exit__(None, None, None)
+    with open_run(folder):
+        assert runfolder.holder(folder) != leader
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(RunError, match=r"is a link to .*gone, which is not there"):
+        open_run(tmp_path / "run").__enter__()
+
+
+def test_a_damaged_result_is_as_if_there_were_none(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run") as run:
+        run.finish({"images": 1})
+        (run.folder / "result.json").write_text("x")
+        assert run.result is None
 
 
 def test_images_of_a_batch_that_was_made_again_count_once(tmp_path: Path) -> None:
