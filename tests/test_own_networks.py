@@ -350,7 +350,7 @@ def test_own_networks_may_judge_together(tmp_path: Path) -> None:
     other = replace(other, card=replace(other.card, architecture="own:other"))
     how = {"per_class": 2, "out": tmp_path / "run", **QUICK}
     run = dreamkd.invert(teacher, verifier=[other, teacher, teacher], **how)
-    assert [*run.verifiers] == ["other", "mine", "mine-2"]
+    assert run.verifiers.keys() == {"other", "mine", "mine-2"}
     assert run.verifiers["mine-2"] == run.teacher_top1
     assert dreamkd.invert(teacher, verifier=(other, teacher, teacher), **how).images == 6
     with pytest.raises(RunError, match="verifier is"):

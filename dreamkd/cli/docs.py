@@ -190,12 +190,14 @@ does nothing.
 
 **Several GPUs.** `torchrun --standalone --nproc-per-node N --no-python dreamkd invert ...` shares
 the batches among N processes, each on a GPU of its own; on CPUs the files are those of one
-process, byte for byte, and on GPUs up to rounding. They stop together, and any number of them
-continues `invert`. `torchrun ... dreamkd distill --data RUN ...` trains one student on images
-that exist: each process takes an equal part of every batch, so that `--batch-size` is a multiple
-of N, and sees what one process would. Gradients are averaged, and so are the student's running
-statistics; batch norm normalises by those of each part, so that N is a setting of the run, and N
-processes continue it. (On several machines, which must see the same run folder, without
+process, byte for byte, and on GPUs up to rounding. They stop together, within a second of the first
+that is asked, also where another launcher sets torchrun's variables and watches over none of them;
+and any number of them continues `invert`. A process that `WORLD_SIZE` gives others, but that lacks
+one of these variables, says that it works by itself. `torchrun ... dreamkd distill --data RUN ...`
+trains one student on images that exist: each process takes an equal part of every batch, so that
+`--batch-size` is a multiple of N, and sees what one process would. Gradients are averaged, and so
+are the student's running statistics; batch norm normalises by those of each part, so that N is a
+setting of the run, and N processes continue it. (On several machines, which must see the same run folder, without
 `--standalone`, as torchrun's manual says.) Batches that depend on those before them (`--images
 generator`, `--bn-momentum`), a student that synthesises as it learns, and the other commands are
 the work of one process and refuse more. torchrun itself ends with code 1 whatever its processes
