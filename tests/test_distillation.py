@@ -559,7 +559,7 @@ def test_a_network_of_one_s_own_teaches(tmp_path: Path, digits: Classifier) -> N
         std=digits.card.std,
     )
     run(tmp_path / "known")
-    distill(distill_config(teacher="mine", out=str(tmp_path / "own")), teacher=own)
+    distill(distill_config(teacher="mine", out=str(tmp_path / "own")), own=Own(own))
     students = [models.load(tmp_path / name / "student.safetensors") for name in ("known", "own")]
     assert students[0].sha256() == students[1].sha256()
 
@@ -582,11 +582,11 @@ def test_a_network_of_one_s_own_learns(tmp_path: Path, digits: Classifier) -> No
         distill(config, own=Own(student=own))
     linear.requires_grad_(False)
     with pytest.raises(ModelError, match="--student mine: none of its parameters learns"):
-        distill(distill_config(student="mine", out=str(tmp_path / "other")), student=own)
+        distill(distill_config(student="mine", out=str(tmp_path / "other")), own=Own(student=own))
     assert not (tmp_path / "other").exists()
     small = Classifier.of(linear, name="mine", **{**sized, "num_classes": 9})
     with pytest.raises(ModelError, match=r"--student own:mine has 9 classes, but .*14 has 10"):
-        distill(distill_config(student="mine", out=str(tmp_path / "other")), student=small)
+        distill(distill_config(student="mine", out=str(tmp_path / "other")), own=Own(student=small))
 
 
 class Spare(torch.nn.Module):
@@ -625,7 +625,7 @@ def test_a_student_of_which_nothing_that_learns_reaches_the_logits_is_refused(
     with pytest.raises(
         ModelError, match=r"^own:mine: none of the parameters that learn reaches its"
     ):
-        distill(distill_config(out=str(tmp_path / "run"), student="mine"), student=own)
+        distill(distill_config(out=str(tmp_path / "run"), student="mine"), own=Own(student=own))
     assert not (tmp_path / "run").exists()
 
 

@@ -34,6 +34,7 @@ def test_it_is_shown_and_stopped_and_the_student_is_not_trained_again(tmp_path: 
     assert shown() == [*range(40)]
     assert not any(isinstance(e, Progress) and e.phase == "student" for e in told)
     assert found.steps == 3
+    assert distill(config).student_seconds == found.student_seconds  # finished: counted once
 
 
 def test_what_it_takes_is_counted_with_the_student(digits: Classifier, tmp_path: Path) -> None:

@@ -197,12 +197,12 @@ one of these variables, says that it works by itself. `torchrun ... dreamkd dist
 trains one student on images that exist: each process takes an equal part of every batch, so that
 `--batch-size` is a multiple of N, and sees what one process would. Gradients are averaged, and so
 are the student's running statistics; batch norm normalises by those of each part, so that N is a
-setting of the run, and N processes continue it. (On several machines, which must see the same run folder, without
-`--standalone`, as torchrun's manual says.) Batches that depend on those before them (`--images
-generator`, `--bn-momentum`), a student that synthesises as it learns, and the other commands are
-the work of one process and refuse more. torchrun itself ends with code 1 whatever its processes
-end with, so that a script looks for `result.json`; and it gives each of them one thread, unless
-`OMP_NUM_THREADS` or `--threads` says otherwise.
+setting of the run, and N processes continue it. (On several machines, which must see the same run
+folder, without `--standalone`, as torchrun's manual says.) Batches that depend on those before them
+(`--images generator`, `--bn-momentum`), a student that synthesises as it learns, and the other
+commands are the work of one process and refuse more. torchrun itself ends with code 1 whatever its
+processes end with, so that a script looks for `result.json`; and it gives each of them one thread,
+unless `OMP_NUM_THREADS` or `--threads` says otherwise.
 
 **Many jobs.** Jobs that run at once each name their own `--out`. What jobs of several `--seed` or
 `--classes` made is one data set where it lies: `dreamkd distill --data 'runs/job-*/shards/*.tar'`
