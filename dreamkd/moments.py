@@ -8,14 +8,12 @@ once for each layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from dreamkd.errors import RunError
 
 
 class Moments(NamedTuple):
@@ -181,24 +179,6 @@ class Average(NamedTuple):
     def including(self, moments: Moments) -> Moments:
         """Moved towards the moments of another batch."""
         return blend([self.moments, moments], [self.momentum, 1 - self.momentum])
-
-    def state(self) -> dict[str, Tensor]:
-        """Its moments as named tensors."""
-        return self.moments._asdict()
-
-    @classmethod
-    def restored(
-        cls, state: Mapping[str, Tensor], momentum: float, *, device: str
-    ) -> Average | None:
-        """What gave `state`; None if that is empty.
-
-        Raises: RunError: it is of a version that kept each layer by itself.
-        """
-        if not state:
-            return None
-        if set(state) != set(Moments._fields):
-            raise RunError("the average of statistics is of an older version; choose another --out")
-        return cls(Moments(**{name: value.to(device) for name, value in state.items()}), momentum)
 
 
 def _weighted(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:

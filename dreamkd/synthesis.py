@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from dreamkd.augment import View, draw_view, smallest_crop
+from dreamkd.averaging import MovingAverage
 from dreamkd.batch import Attempt, Batch, Best, OnStep
 from dreamkd.config import DistillConfig, InvertConfig
 from dreamkd.course import Course, refining_steps, steps_per_batch
@@ -23,7 +24,6 @@ from dreamkd.engine import LOOK, Runtime, check_finite, diverged, to_uint8
 from dreamkd.errors import DivergedError
 from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.images import IMAGES, Images, Pixels
-from dreamkd.moments import Average
 from dreamkd.networks import Networks
 from dreamkd.objective import Objective
 from dreamkd.observation import Observer
@@ -56,9 +56,7 @@ class Synthesiser:
         self._refined: Pixels | None = None  # what the images become, if their pixels are refined
         if refining_steps(config):
             self._refined = self._parameterised(Pixels, clip=config.clip != "off")
-        self._momentum = float(config.bn_momentum) if objective.statistics else 0.0
-        self._average: Average | None = None
-        self._weightless: Average | None = None
+        self._average = MovingAverage(float(config.bn_momentum) if objective.statistics else 0.0)
 
     @classmethod
     def of(
@@ -93,12 +91,11 @@ class Synthesiser:
                     device=self.runtime.device,
                 )
             )
-            if self._momentum > 0:
-                # Where there is none, one without weight: the compiler sees one kind of call.
+            if self._average:
                 blank = torch.zeros((2, *self.teacher.card.input_size), dtype=torch.uint8)
                 seen = self._observe(blank, torch.tensor([0, 0]))
                 assert seen.moments is not None
-                self._weightless = Average(seen.moments, 0.0)
+                self._average.begin(seen.moments)
             self._stack = stack.pop_all()
         return self
 
@@ -147,32 +144,26 @@ class Synthesiser:
 
     def _batch(self, attempt: Attempt, *, share: float) -> Batch:
         """One attempt, at `share` of the rates; one that diverges leaves nothing behind."""
-        images, labels = self._images, attempt.labels
-        images.begin(len(labels), attempt.generator)
-        made = x = self._advance(attempt, images, Course.of(self.config, share=share))
-        if self._refined is not None:
-            self._refined.take(made)
-            x = self._advance(attempt, self._refined, Course.refining(self.config, share=share))
-        kept = self._rounded(x if attempt.best is None else attempt.best.images)
-        seen = shown = self._observe(kept, labels)
+        made, final = self._optimised(attempt, share=share)
+        kept = self._rounded(final if attempt.best is None else attempt.best.images)
+        seen = shown = self._observe(kept, attempt.labels)
         # Stored statistics come from the views of training, so R_feature is measured on such views;
         # where borders wrap around, as in no training, on the images as they are.
         view = self._view(1, attempt) if self.config.border() != "wrap" else None
         if view is not None:
-            shown = self._observe(kept, labels, view=view)
-        if self._momentum > 0:
+            shown = self._observe(kept, attempt.labels, view=view)
+        if self._average:
             # Of what the average had a part in, and not of what pixels became without it.
-            own = shown if x is made else self._observe(self._rounded(made), labels, view=view)
-            moments = own.moments
-            assert moments is not None
-            if self._average is not None:
-                moments = self._average.including(moments)
-            self._average = Average(moments, self._momentum)
+            own = shown
+            if final is not made:
+                own = self._observe(self._rounded(made), attempt.labels, view=view)
+            assert own.moments is not None
+            self._average.add(own.moments)
         lr = share * float(self.config.image_lr)
-        images.end(lr=lr)
+        self._images.end(lr=lr)
         return Batch(
             images=kept,
-            labels=labels.cpu(),
+            labels=attempt.labels.cpu(),
             predictions=seen.predictions,
             confidences=seen.confidences,
             r_feature=shown.r_feature,
@@ -181,6 +172,19 @@ class Synthesiser:
             terms=attempt.terms,
         )
 
+    def _optimised(self, attempt: Attempt, *, share: float) -> tuple[Tensor, Tensor]:
+        """The images as they were made, and what refining made of them; the same without it.
+
+        Returns: as of `_advance`.
+        """
+        self._images.begin(len(attempt.labels), attempt.generator)
+        made = self._advance(attempt, self._images, Course.of(self.config, share=share))
+        if self._refined is None:
+            return made, made
+        self._refined.take(made)
+        course = Course.refining(self.config, share=share)
+        return made, self._advance(attempt, self._refined, course)
+
     def _advance(self, attempt: Attempt, images: Images, course: Course) -> Tensor:
         """Take a course to its end.
 
@@ -188,9 +192,9 @@ class Synthesiser:
         Raises: DivergedError.
         """
         labels = attempt.labels
-        former = (self._average if course.averaged else None) or self._weightless
         for factor, steps in course.stages:
-            average = former if factor == 1 else self._weightless  # of full resolution
+            # It is of full resolution.
+            average = self._average.former(counts=course.averaged and factor == 1)
             optimizer = course.optimizer(images)
             for step in range(steps):
                 course.set_rate(optimizer, step, steps)
@@ -228,6 +232,7 @@ class Synthesiser:
         if attempt.best is not None:
             # What the last step made has not been looked at yet.
             view, compete = self._view(1, attempt), attempt.compete
+            former = self._average.former(counts=course.averaged)
             scores = self._objective(x, labels, view, compete=compete, average=former).scores
             attempt.best.offer(x, scores)
         return x
@@ -248,15 +253,13 @@ class Synthesiser:
     def state(self) -> dict[str, Tensor]:
         """What is carried to the next batch; empty if nothing is."""
         tensors = {f"images.{name}": value for name, value in self._images.state().items()}
-        average = self._average.state() if self._average is not None else {}
+        average = self._average.state()
         return tensors | {f"average.{name}": value for name, value in average.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` gave; from the beginning if it is empty."""
         self._images.restore(under("images.", state))
-        self._average = Average.restored(
-            under("average.", state), self._momentum, device=self.runtime.device
-        )
+        self._average.restore(under("average.", state), device=self.runtime.device)
 
     def _parameterised(self, kind: type[Kind], **settings: Any) -> Kind:
         """Images of the teacher's size and normalisation."""
