@@ -204,7 +204,7 @@ class Workers:
 
         Raises: Stopped: a process is gone.
         """
-        self.any(False)
+        wait_for(lambda: self.any(False))
 
     def hears_stop(self, asked: bool) -> bool:
         """Whether this process is asked to stop, or another was; the others are not waited for.

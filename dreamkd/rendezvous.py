@@ -72,7 +72,7 @@ def meet(rank: int, world: int, on_event: OnEvent) -> None:
     _Meeting(rank, world).wait(on_event)
 
 
-def wait_for(exchange: Callable[[], None]) -> None:
+def wait_for(exchange: Callable[[], object]) -> None:
     """Let an exchange with the others end, beside the main thread, which hears signals meanwhile.
 
     Raises: what the exchange raises.
