@@ -118,8 +118,10 @@ def invert(
         should_stop: asked at every step; true ends the call with `Stopped`, resumably.
     Raises: as of `dreamkd.inversion.invert`.
     """
+    if isinstance(verifier, Classifier):
+        verifier = [verifier]
     named = {"model": model, "student": student, "bn_prior": bn_prior, "verifier": verifier}
-    verifiers = verifier if isinstance(verifier, list | tuple) else [verifier]
+    verifiers = verifier if isinstance(verifier, list | tuple) else ()
     return inversion.invert(
         _settings(InvertConfig, named, options),
         own=Own(

@@ -177,8 +177,8 @@ class Bank:
         lines = self.lines
         if missing := {*range(count)} - {line["batch"] for line in lines}:
             raise RunError(
-                f"{self._run.folder} lacks batch {min(missing)}, which another worker made; all of "
-                "them need the same folder: run the same command again"
+                f"{self._run.folder} lacks batch {min(missing)}, which was made; all workers need "
+                "the same folder: run the same command again"
             )
         self._run.keep_lines(lines)
         self._remove_all_but({line["batch"] for line in lines})

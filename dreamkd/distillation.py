@@ -203,7 +203,7 @@ def _follow(
     config = assignment.config
     with group.together(), join_run(assignment.folder, leader=assignment.leader) as run:
         materials = Materials.load(config, own).with_images(config, workers=group, measure=False)
-        materials.require_same(assignment.identity, config, worker=group.rank)
+        group.require_same(materials.identity(config), assignment.identity)
 
         def plan(job: Job) -> DistillConfig:
             if assignment.planning:

@@ -11,24 +11,21 @@ What the processes say to each other goes over gloo, from the CPU; tensors on GP
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dreamkd.errors import ConfigError, DreamkdError, Stopped, of_leader
+from dreamkd.errors import ConfigError, DreamkdError, RunError, Stopped, of_leader, said
 from dreamkd.events import Event, Hint, OnEvent, ignore
 from dreamkd.rendezvous import meet, torchrun_says, wait_for, works_alone
+from dreamkd.stopbell import StopBell
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
-
-#: Where one that was asked to stop says so, and seconds between two looks.
-_STOP, _LOOK = "dreamkd/stop", 1.0
 
 
 @dataclass
@@ -36,8 +33,7 @@ class _Talk:
     """What was said between processes that are connected."""
 
     begun: bool = False  # the leader has told what there is to do
-    stopping: bool = False  # one was asked to stop, as far as this one has heard
-    looked: float = 0.0  # when it last listened
+    bell: StopBell | None = None  # while they are connected
 
 
 @dataclass(frozen=True)
@@ -92,18 +88,19 @@ class Workers:
                 "this process is in a group of torch.distributed already, and workers form one of "
                 "their own: call it before init_process_group, or after destroy_process_group"
             )
-        meet(self.rank, self.world_size, on_event)
-        if self.leads:
-            _store().delete_key(_STOP)  # of an earlier job of the same processes
+        bell = self._talk.bell = StopBell(meet(self.rank, self.world_size, on_event))
         try:
             yield
-        except DreamkdError as error:
-            if self.leads and not self._talk.begun:
+        except BaseException as error:
+            if self.leads and not self._talk.begun and isinstance(error, DreamkdError):
                 with suppress(Stopped):  # one is gone, which says why
                     self.broadcast(_Refusal(error))
                     self.barrier()  # they have heard it before the connection ends
+            bell.ring()  # the others may have long shares left
             raise
         finally:
+            self._talk.bell = None
+            bell.close()
             distributed.destroy_process_group()
 
     @property
@@ -130,6 +127,14 @@ class Workers:
         """
         if self.world_size > 1 and given not in ("auto", "cpu", "cuda", "cuda:0"):
             raise ConfigError(f"--device {given}: each worker takes its own; leave it out")
+
+    def require_same(self, mine: Mapping[str, Any], leaders: Mapping[str, Any]) -> None:
+        """Check that this process was given what the leader was.
+
+        Raises: RunError: it was not, in one of the facts of `mine`.
+        """
+        if others := [name for name, value in mine.items() if leaders[name] != value]:
+            raise RunError(f"worker {self.rank}: {', '.join(others)} differ from the leader's")
 
     def hints_only(self, on_event: OnEvent) -> OnEvent:
         """What a worker has to say beside the leader."""
@@ -164,7 +169,10 @@ class Workers:
 
         whole = torch.cat([tensor.flatten() for tensor in tensors])
         with _missed():
-            distributed.all_reduce(whole)
+            if whole.device.type == "cpu":
+                wait_for(lambda: distributed.all_reduce(whole))
+            else:
+                distributed.all_reduce(whole)
         parts = torch.split(whole / self.world_size, [tensor.numel() for tensor in tensors])
         means = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
         torch._foreach_copy_(list(tensors), means)
@@ -196,7 +204,7 @@ class Workers:
 
         count = torch.tensor(int(value))
         with _missed():
-            distributed.all_reduce(count)
+            wait_for(lambda: distributed.all_reduce(count))
         return bool(count)
 
     def barrier(self) -> None:
@@ -204,7 +212,7 @@ class Workers:
 
         Raises: Stopped: a process is gone.
         """
-        wait_for(lambda: self.any(False))
+        self.any(False)
 
     def hears_stop(self, asked: bool) -> bool:
         """Whether this process is asked to stop, or another was; the others are not waited for.
@@ -213,15 +221,13 @@ class Workers:
 
         Raises: Stopped: the leader is gone.
         """
-        talk, now = self._talk, time.monotonic()
-        if self.world_size == 1 or talk.stopping or not (asked or now > talk.looked + _LOOK):
-            return asked or talk.stopping
+        bell = self._talk.bell
+        if bell is None:
+            return asked
+        if asked:
+            bell.ring()
         with _missed():
-            store = _store()
-            if asked:
-                store.set(_STOP, "")
-            talk.stopping, talk.looked = asked or store.check([_STOP]), now
-        return talk.stopping
+            return bell.heard()
 
     def broadcast(self, value: T | None = None) -> T:
         """What the leader called this with, in every process; the others wait for it.
@@ -262,15 +268,11 @@ class Workers:
             raise mine if self.leads else of_leader(mine)
 
 
+#: Where in gloo's sources it says what it says.
+_SOURCE = re.compile(r"^\[[^\]]*\] *")
+
 #: The one process of a job that is not shared.
 ALONE = Workers()
-
-
-def _store() -> Store:
-    """What connected processes share, that none need wait for another to look into."""
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d._get_default_store()
 
 
 @contextmanager
@@ -285,5 +287,5 @@ def _missed() -> Iterator[None]:
     except RuntimeError as error:  # whatever gloo, NCCL or the store say of it
         raise Stopped(
             "another worker has ended, or is not reached; unless it says why, what was finished is "
-            "kept and the same command continues"
+            f"kept and the same command continues ({_SOURCE.sub('', said(error))})"
         ) from error

@@ -28,7 +28,7 @@ from dreamkd.models import Card
 from dreamkd.networks import BY_NAME, Own
 from dreamkd.pace import Pace
 from dreamkd.partners import Partners
-from dreamkd.preparation import factors, keep, prepare, require_same, settled
+from dreamkd.preparation import factors, keep, prepare, settled
 from dreamkd.runfolder import default_folder, holder, join_run, open_run
 from dreamkd.runs import Run
 from dreamkd.sequence import SMALLER, Chain, sequential
@@ -88,6 +88,7 @@ class _Assignment:
     config: InvertConfig  # every `auto` decided
     folder: Path
     leader: str  # as of `runfolder.holder`
+    identity: dict[str, Any]  # what else the outcome depends on
     plan: list[tuple[int, int]]  # images [start, stop) of every batch
     held: list[bool]  # of every batch, whether it is there
 
@@ -149,7 +150,7 @@ def _lead(
             if run.images > layout.count:
                 on_event(Hint(f"it holds {run.images} images, more than asked for, and keeps them"))
             assignment = _Assignment(
-                config, folder, holder(folder), plan, bank.held(range(len(plan)))
+                config, folder, holder(folder), identity, plan, bank.held(range(len(plan)))
             )
             # What a sequential run carries past its last batch is part of its end too.
             finished = run.result is not None and all(assignment.held)
@@ -182,7 +183,7 @@ def _follow(
         config = assignment.config
         with group.together(), join_run(assignment.folder, leader=assignment.leader) as run:
             partners = Partners.load(config, own, on_event=ignore)
-            require_same(run, partners.identity())
+            group.require_same(partners.identity(), assignment.identity)
             worker = Worker.at(
                 run, group, on_event, should_stop, minutes=config.max_minutes, began=began
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +9,6 @@ from typing import Any, Self
 from dreamkd import softlabels, timetable
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import ALONE, Workers
-from dreamkd.errors import RunError
 from dreamkd.events import Hint, Note, OnEvent, ignore
 from dreamkd.examples import Labelled, is_data_free, read_labelled
 from dreamkd.identity import versions
@@ -104,18 +102,6 @@ class Materials:
             kept = softlabels.require_same(Path(config.labels), wanted)
             found |= {"labels_kept": kept.outputs, "labels_sha256": kept.sha256}
         return found
-
-    def require_same(
-        self, identity: Mapping[str, Any], config: DistillConfig, *, worker: int
-    ) -> None:
-        """Check that a worker was given what the leader was.
-
-        Args: identity: the leader's. config: settled.
-        Raises: RunError: it was not.
-        """
-        mine = self.identity(config)
-        if others := [name for name, value in mine.items() if identity[name] != value]:
-            raise RunError(f"worker {worker}: {', '.join(others)} differ from the leader's")
 
     def is_data_free(self, config: DistillConfig) -> bool:
         """Whether a student that they train has learned from nothing real."""

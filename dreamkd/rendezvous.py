@@ -9,12 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from dreamkd.errors import ConfigError, said
 from dreamkd.events import Hint, OnEvent
 
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]  # exported
+
 #: A worker may wait for another as long as a batch takes, or a whole share.
 _PATIENCE = timedelta(days=365)
+
+#: How often this process has been connected with the others, as often as they with it.
+_MET = 0
 
 #: Seconds until it is said that others are missing, until they are given up, between two looks.
 _SILENT, _LIMIT, _LOOK = 5.0, 600.0, 0.05
@@ -57,19 +64,20 @@ def works_alone() -> str:
     return f"WORLD_SIZE is {count}, but without {', '.join(missing)} this process works by itself"
 
 
-def meet(rank: int, world: int, on_event: OnEvent) -> None:
+def meet(rank: int, world: int, on_event: OnEvent) -> Store:
     """Connect this process with the others of its job, as torchrun's variables say where.
 
     Args:
         rank, world: which of how many it is.
         on_event: hears whom it waits for, if that takes long.
+    Returns: what they share while they are connected, of this connection alone.
     Raises: ConfigError: the others do not come, or torch cannot connect them.
     """
     # Functions there keep as a default the group that exists when they are imported: later, as by
     # torch's compiler, it would be this one, whose threads may abort a process at its end.
     import torch.distributed.nn  # noqa: F401
 
-    _Meeting(rank, world).wait(on_event)
+    return _Meeting(rank, world).wait(on_event)
 
 
 def wait_for(exchange: Callable[[], object]) -> None:
@@ -106,8 +114,9 @@ class _Meeting(threading.Thread):
         self._missing = "the leader"
         self._error: Exception | None = None
         self._left = False  # nobody waits for it any more
+        self._store: Store | None = None  # once all are connected
 
-    def wait(self, on_event: OnEvent) -> None:
+    def wait(self, on_event: OnEvent) -> Store:
         """Return once all are connected.
 
         Raises: ConfigError: they do not come, or torch cannot connect them.
@@ -133,34 +142,72 @@ class _Meeting(threading.Thread):
                 f"RANK={self._rank} of WORLD_SIZE={self._world} at {place}: {fact}; "
                 "start all with torchrun, on a free port, or unset RANK to run one process"
             ) from self._error
+        assert self._store is not None
+        store, self._store = self._store, None
+        return store
 
     def run(self) -> None:
         """Connect them, in the thread."""
-        import torch
-        from torch import distributed
-
         try:
-            while not self._answers():
-                if self._left:
-                    return
+            while not self._left and not (self._answers() and self._connected()):
                 time.sleep(_LOOK)
-            others = self._world - 1
-            self._missing = f"{others} worker{'s' * (others > 1)}"
-            gpus = torch.cuda.is_available() and distributed.is_nccl_available()
-            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-            with _to_stderr():
-                distributed.init_process_group(
-                    backend, rank=self._rank, world_size=self._world, timeout=_PATIENCE
-                )
         except Exception as error:  # whatever torch and gloo say of it
             self._error = error
 
+    def _connected(self) -> bool:
+        """Connect with the others once all are there; false if the leader leaves before."""
+        import torch
+        from torch import distributed
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported
+
+        global _MET
+        others = self._world - 1
+        self._missing = f"{others} worker{'s' * (others > 1)}"
+        # An agent of torchrun keeps its store, and what earlier calls and processes left there.
+        name = f"dreamkd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_MET}"
+        store = PrefixStore(
+            name,
+            TCPStore(
+                *self._place,
+                world_size=self._world,
+                is_master=self._hosts,
+                timeout=_PATIENCE,
+                wait_for_workers=False,
+                multi_tenant=True,
+            ),
+        )
+        here = [f"here/{rank}" for rank in range(self._world)]
+        try:
+            store.set(here[self._rank], "")
+            while not store.check(here):
+                if self._left:
+                    return False
+                time.sleep(_LOOK)
+        except distributed.DistNetworkError as error:
+            self._missing = f"the leader ({said(error)})"
+            return False
+        gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        with _to_stderr():
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=store,
+                rank=self._rank,
+                world_size=self._world,
+                timeout=_PATIENCE,
+            )
+        self._store = store
+        _MET += 1
+        return True
+
+    @property
+    def _hosts(self) -> bool:
+        """Whether this one holds the port: the leader, where no agent of torchrun does for all."""
+        return self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
     def _answers(self) -> bool:
         """Whether the leader can be reached; torch would try as long, with a warning each time."""
-        # An agent of torchrun holds the port for all; else the leader does, and must know its name.
-        hosts = self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
-            if hosts:
+            if self._hosts:  # it must know its name
                 socket.getaddrinfo(*self._place)
             else:
                 socket.create_connection(self._place, timeout=1.0).close()

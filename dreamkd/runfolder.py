@@ -70,6 +70,7 @@ def open_run(folder: Path) -> Iterator[Run]:
             since = datetime.now().isoformat(" ", "milliseconds")
             line = f"{os.getpid()} on {platform.node()} since {since}\n"
             os.pwrite(handle, line.encode(), 0)
+            os.fsync(handle)  # workers on other machines look for it
         yield Run(folder)
     finally:
         _withdraw(folder, new=new)
@@ -92,14 +93,17 @@ def join_run(folder: Path, *, leader: str) -> Iterator[Run]:
     Args: leader: what the leader found `holder` to be.
     Raises: RunError: this is not the folder that the leader has, or cannot be written.
     """
-    if holder(folder) != leader:
-        raise RunError(f"{folder} is not the leader's run here; all workers need the same folder")
+    other = RunError(f"{folder} is not the leader's run here; all workers need the same folder")
     try:
         handle = os.open(folder / _HELPERS, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        raise other from None
     except OSError as error:
         raise RunError(f"{folder} cannot be written by a worker ({said(error)})") from error
     try:
         lock(handle, folder, shared=True)
+        if not leader or holder(folder) != leader:  # now that no other leader can begin
+            raise other
         yield Run(folder)
     finally:
         os.close(handle)
@@ -107,9 +111,12 @@ def join_run(folder: Path, *, leader: str) -> Iterator[Run]:
 
 def _require_no_helpers(folder: Path) -> None:
     """Raises: InUseError: a process that helped an earlier leader has not ended."""
-    if not (folder / _HELPERS).exists():
+    try:
+        handle = os.open(folder / _HELPERS, os.O_RDWR)
+    except FileNotFoundError:
         return
-    handle = os.open(folder / _HELPERS, os.O_RDWR)
+    except OSError as error:
+        raise RunError(f"{folder / _HELPERS}: cannot be opened ({said(error)})") from error
     try:
         lock(handle, folder)
     except InUseError:
@@ -136,7 +143,10 @@ def _locked(folder: Path) -> int:
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # another has removed the folder between
         try:
             lock(handle, folder)
             with suppress(FileNotFoundError):

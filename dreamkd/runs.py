@@ -33,7 +33,7 @@ from dreamkd.log import Log
 class Run:
     """A run folder; `images` were there when it was opened, by the manifest.
 
-    One process opens it by `open_run`, which locks it; those that help it are told its folder.
+    One process opens it by `open_run`, which locks it; those that help it by `join_run`.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -311,6 +311,6 @@ def test_a_batch_that_another_worker_made_elsewhere_is_missed(run: Run) -> None:
     with Bank(run) as bank:
         add(bank, 0)
         add(bank, 2)
-        with pytest.raises(RunError, match="lacks batch 1, which another worker made"):
+        with pytest.raises(RunError, match="lacks batch 1, which was made; all workers"):
             bank.complete(3)
         assert [line["batch"] for line in bank.lines] == [0, 2]
