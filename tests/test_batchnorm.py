@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dreamkd import batchnorm
 from dreamkd.batchnorm import watch
-from dreamkd.errors import NoBatchNormError, RunError
-from dreamkd.moments import Average, Moments, moments, of_batch, of_images
+from dreamkd.errors import NoBatchNormError
+from dreamkd.moments import Moments, moments, of_batch, of_images
 
 KINDS = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (5, 4)),
@@ -187,17 +187,6 @@ def test_moments_of_a_batch_are_the_means_of_its_images(shape: tuple[int, ...], 
         assert torch.allclose(rows.mean(0), getattr(whole, field), atol=1e-6)
     first = taken(x[: 6 // count], mean)
     assert torch.allclose(each.square[0], first.square, atol=1e-6)
-
-
-def test_an_average_comes_back_from_its_state() -> None:
-    kept = Average(Moments(torch.ones(3), torch.zeros(3)), 0.9)
-    again = Average.restored(kept.state(), 0.9, device="cpu")
-    assert again is not None
-    assert all(torch.equal(a, b) for a, b in zip(again.moments, kept.moments, strict=True))
-    assert Average.restored({}, 0.9, device="cpu") is None
-    for names in (["0000.offset"], ["offset"], ["offset", "square", "0000.offset"]):
-        with pytest.raises(RunError, match="of an older version; choose another --out"):
-            Average.restored(dict.fromkeys(names, torch.ones(3)), 0.9, device="cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
