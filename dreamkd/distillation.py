@@ -131,8 +131,11 @@ def _lead(
             try_out(network, factor=factor, synthesis=timetable.synthesises(decided))
     try_out(student, training=True)
     requested = requested_settings(config)
-    wanted = {"requested": requested, **networks.identity(student)}
-    folder = Path(config.out or default_folder("distill", config.teacher, wanted))
+    if config.out:
+        folder = Path(config.out)
+    else:
+        wanted = {"requested": requested, **networks.identity(student)}
+        folder = default_folder("distill", config.teacher, wanted)
     with open_run(folder) as run:
         run.resume(requested)  # a different run is refused before images are read
         worker = Worker.at(

@@ -12,14 +12,14 @@ What the processes say to each other goes over gloo, from the CPU; tensors on GP
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dreamkd.errors import ConfigError, DreamkdError, RunError, Stopped, of_leader, said
+from dreamkd.errors import ConfigError, DreamkdError, RunError, Stopped, said
 from dreamkd.events import Event, Hint, OnEvent, ignore
-from dreamkd.rendezvous import meet, torchrun_says, wait_for, works_alone
+from dreamkd.rendezvous import meet, torchrun_says, wait_for, what_is_missing
 from dreamkd.stopbell import StopBell
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Workers:
         Raises: ConfigError: the others do not come, or are not reached; nothing was created.
         """
         if self.world_size == 1:
-            if hint := works_alone():
+            if hint := what_is_missing():
                 on_event(Hint(hint))
             yield
             return
@@ -168,11 +168,7 @@ class Workers:
         from torch import distributed
 
         whole = torch.cat([tensor.flatten() for tensor in tensors])
-        with _missed():
-            if whole.device.type == "cpu":
-                wait_for(lambda: distributed.all_reduce(whole))
-            else:
-                distributed.all_reduce(whole)
+        _exchange(whole, lambda: distributed.all_reduce(whole))
         parts = torch.split(whole / self.world_size, [tensor.numel() for tensor in tensors])
         means = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
         torch._foreach_copy_(list(tensors), means)
@@ -188,8 +184,7 @@ class Workers:
         from torch import distributed
 
         found = rows.new_empty((self.world_size * len(rows), *rows.shape[1:]))
-        with _missed():
-            distributed.all_gather_into_tensor(found, rows.contiguous())
+        _exchange(found, lambda: distributed.all_gather_into_tensor(found, rows.contiguous()))
         return found
 
     def any(self, value: bool) -> bool:
@@ -203,8 +198,7 @@ class Workers:
         from torch import distributed
 
         count = torch.tensor(int(value))
-        with _missed():
-            wait_for(lambda: distributed.all_reduce(count))
+        _exchange(count, lambda: distributed.all_reduce(count))
         return bool(count)
 
     def barrier(self) -> None:
@@ -243,7 +237,8 @@ class Workers:
                 wait_for(lambda: distributed.broadcast_object_list(box, src=0))
         if isinstance(box[0], _Refusal) and not self.leads:
             self.barrier()
-            raise of_leader(box[0].error)
+            box[0].error.told = True
+            raise box[0].error
         return box[0]  # type: ignore[no-any-return]  # the leader gave a value
 
     @contextmanager
@@ -265,7 +260,8 @@ class Workers:
                 wait_for(lambda: distributed.all_gather_object(found, mine))
             mine = next(filter(None, [mine, *found]), None)
         if mine is not None:
-            raise mine if self.leads else of_leader(mine)
+            mine.told = not self.leads
+            raise mine
 
 
 #: Where in gloo's sources it says what it says.
@@ -273,6 +269,18 @@ _SOURCE = re.compile(r"^\[[^\]]*\] *")
 
 #: The one process of a job that is not shared.
 ALONE = Workers()
+
+
+def _exchange(tensor: Tensor, collective: Callable[[], object]) -> None:
+    """Run a collective on a tensor; on the CPU signals are heard meanwhile.
+
+    Raises: Stopped: a process is gone, as far as the host notices.
+    """
+    with _missed():
+        if tensor.device.type == "cpu":
+            wait_for(collective)
+        else:  # the host does not wait; and the stream is this thread's
+            collective()
 
 
 @contextmanager

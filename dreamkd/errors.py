@@ -15,6 +15,7 @@ class DreamkdError(Exception):
     """Base of every error that a user can cause; `exit_code` is what the command line returns."""
 
     exit_code = 1
+    told = False  # whether another process says it, as the leader does for its workers
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -80,20 +81,6 @@ class Stopped(DreamkdError):
     """The run was stopped on request with its state saved; the same command continues it."""
 
     exit_code = 8
-
-
-def of_leader(error: DreamkdError) -> DreamkdError:
-    """What the leader of several workers was stopped by, as one of the others has it.
-
-    It ends likewise, and need not say why: `is_told` is true of it.
-    """
-    error.__dict__["_of_leader"] = True
-    return error
-
-
-def is_told(error: DreamkdError) -> bool:
-    """Whether another process says this to the user."""
-    return "_of_leader" in error.__dict__
 
 
 def _again(kind: type[DreamkdError], args: tuple[Any, ...], fields: dict[str, Any]) -> Exception:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from dreamkd import softlabels, timetable
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import ALONE, Workers
-from dreamkd.events import Hint, Note, OnEvent, ignore
+from dreamkd.events import Hint, OnEvent, ignore
 from dreamkd.examples import Labelled, is_data_free, read_labelled
 from dreamkd.identity import versions
 from dreamkd.models import Classifier
@@ -44,8 +44,6 @@ class Materials:
             trust_pickle=config.trust_pickle,
             on_event=on_event,
         )
-        if prior is not None:
-            on_event(Note(f"statistics: {prior.card.source}"))
         rival = student if timetable.any_competes(config) else None
         return cls(networks=Networks(teacher, prior=prior, rival=rival), student=student)
 

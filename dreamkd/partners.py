@@ -39,10 +39,7 @@ class Partners:
         if config.method != "deepdream":
             matched = networks.matched
             batchnorm.require_statistics(matched.module, name=matched.card.architecture)
-        if prior is not None:
-            on_event(Note(f"statistics: {prior.card.source}"))
         if rival is not None:
-            on_event(Note(f"student: {rival.card.source}"))
             _require_alike(rival, teacher)
         verifiers = Verifiers.load(config.verifier, teacher=teacher, own=own.verifiers, **how)
         return cls(networks=networks, verifiers=verifiers)
@@ -187,6 +184,7 @@ def load_partner(
     if spec is None:
         return None
     partner = own or models.load_beside(spec, trust_pickle=trust_pickle, on_event=on_event)
+    on_event(Note(f"{option.removeprefix('--')}: {partner.card.source}"))
     ours, theirs = teacher.card.input_size[0], partner.card.input_size[0]
     if ours != theirs:
         raise ModelError(f"{option} {spec} takes images of {theirs} channels, the model of {ours}")

@@ -55,8 +55,8 @@ def torchrun_says() -> tuple[int, int, int, int] | None:
     return rank, world, local_rank, int(local) if local.isdecimal() else 1
 
 
-def works_alone() -> str:
-    """A line for a process that works by itself though others seem to be meant; else empty."""
+def what_is_missing() -> str:
+    """A line for a process that has others but not how to reach them; empty for any other."""
     count = os.environ.get("WORLD_SIZE", "")
     missing = [name for name in _VARIABLES if name not in os.environ]
     if not (missing and count.isdecimal() and int(count) > 1):

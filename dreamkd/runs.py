@@ -29,6 +29,9 @@ from dreamkd.files import exists, read_json, remove, write_atomically
 from dreamkd.identity import RESOLVED, apart, differing, differing_versions
 from dreamkd.log import Log
 
+#: What else helps where a fact of a run is not what it was.
+_REMEDY = {"workers": "start as many, or "}
+
 
 class Run:
     """A run folder; `images` were there when it was opened, by the manifest.
@@ -87,7 +90,7 @@ class Run:
             then, value = apart(then, value)
             raise RunError(
                 f"{self.folder} was made with {name} {_short(then)}, which is now "
-                f"{_short(value)}; {'start as many, or ' * (name == 'workers')}choose another --out"
+                f"{_short(value)}; {_REMEDY.get(name, '')}choose another --out"
             )
 
     def require_versions(self) -> None:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], stop: StopRequest) -> int:
     # Imported where a signal is heard: typer and rich take a while, and torch more.
     from dreamkd.cli.streams import prepare_streams, say
-    from dreamkd.errors import DreamkdError, RunError, Stopped, is_told
+    from dreamkd.errors import DreamkdError, RunError, Stopped
 
     prepare_streams()
     try:
@@ -48,7 +48,7 @@ def _run(argv: Sequence[str], stop: StopRequest) -> int:
     except DreamkdError as error:
         stopped = isinstance(error, Stopped)
         code = (stopped and stop.exit_code) or error.exit_code
-        if is_told(error):
+        if error.told:
             return code
         return _end(f"{'stopped' if stopped else 'error'}: {error}", code)
     except MemoryError:
