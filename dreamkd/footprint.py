@@ -59,7 +59,7 @@ def _room(config: DistillConfig, student: Classifier, run: Run) -> int:
     carried = IMAGES[config.images].carried(size) if timetable.synthesises(config) else 0
     views = int(config.steps) * int(config.batch_size)
     weights: int = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
-    state = weights * (2 + (config.optimizer == "adamw") + (config.ema > 0))
+    state = weights * (2 + (config.optimizer == "adamw") + (float(config.ema) > 0))
     kept = min(config.store_labels, student.card.num_classes)
     labels = softlabels.room(kept, views) - softlabels.written(run.folder)
     return samples.room(max(0, images), size) + max(0, labels) + 2 * carried + 3 * state + weights

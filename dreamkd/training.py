@@ -86,7 +86,8 @@ class Training:
         self._start = {k: v.clone() for k, v in self._module.state_dict().items()}
         self._running = running_statistics(self._module)
         self._optimizer = optimizer(self._module, config)
-        self._average = WeightAverage(self._module, config.ema) if config.ema else None
+        decay = float(config.ema)
+        self._average = WeightAverage(self._module, decay) if decay else None
 
     def __enter__(self) -> Self:
         if self._stored is None:

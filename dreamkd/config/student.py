@@ -121,11 +121,12 @@ class StudentConfig:
         help="with --data: a finished run with --store-labels on the same data, whose labels stand "
         "for the teacher",
     )
-    ema: float = option(
-        0.0,
+    ema: float | str = option(
+        "auto",
         group=STUDENT,
         minimum=0,
         maximum=0.99999,
+        auto=BY_PRESET,
         help="decay of a moving average of the student, which is then the result; 0 for none",
     )
     bn_recalibration: int = option(

@@ -158,7 +158,7 @@ def test_presets_name_the_same_settings_and_every_value_is_legal() -> None:
     shared = (*options(ImageConfig), *options(CompetitionConfig))
     autos = {field.name for field in shared if field.default in ("auto", ())}
     student = {"first_batches", "rounds", "steps", "batch_size", "lr", "weight_decay", "cutmix"}
-    assert set(PRESETS["fast"]) - autos == {*student, "temperature"}
+    assert set(PRESETS["fast"]) - autos == {*student, "ema", "temperature"}
     assert autos - set(PRESETS["fast"]) == {"image_chunk", "images"}  # measured; by the recipe
     for values in OTHER_IMAGES.values():
         assert set(values) <= set(PRESETS["fast"])
