@@ -126,7 +126,7 @@ class StudentConfig:
         group=STUDENT,
         minimum=0,
         maximum=0.99999,
-        auto=BY_PRESET,
+        auto="0.99 for a generator's images, else 0",
         help="decay of a moving average of the student, which is then the result; 0 for none",
     )
     bn_recalibration: int = option(
