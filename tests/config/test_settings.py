@@ -286,6 +286,26 @@ def test_students_of_pixels_see_mixed_images_from_32_px(
     assert (settled.cutmix, settled.temperature) == want
 
 
+@pytest.mark.parametrize(
+    ("side", "given", "averaged"),
+    [
+        (16, {}, False),
+        (32, {}, True),
+        (32, {"recipe": "adaptive"}, False),
+        (32, {"data": "shards"}, False),
+        (32, {"preset": "released"}, False),
+        (32, {"preset": "released", "images": "generator"}, True),
+        (32, {"ema": 0.0}, False),
+        (224, {"ema": 0.5}, True),
+    ],
+)
+def test_of_a_generator_s_students_an_average_is_the_result(
+    side: int, given: dict[str, Any], averaged: bool
+) -> None:
+    settled = settle(DistillConfig(**PAIR, **given), input_size=(3, side, side))
+    assert (float(settled.ema) > 0) == averaged
+
+
 def test_what_is_given_is_not_settled() -> None:
     settled = settle(ImageConfig(jitter=9, flip="on"), input_size=(1, 16, 16))
     assert (settled.jitter, settled.flip) == (9, "on")
