@@ -90,9 +90,10 @@ def fit(job: Job, *, given: DistillConfig, began: float) -> DistillConfig:
     made = planned(
         job.config, given, pace, input_size=size, seconds=seconds, most=_most_rounds(job)
     )
-    images = f"{made.first_batches} first batches, {made.rounds} rounds, "
+    images = f"{made.first_batches} first batches of {pace.first:.3g} s, "
+    images += f"{made.rounds} rounds of {pace.batch:.3g} s, "
     images = images if timetable.synthesises(made) else ""
-    job.on_event(Note(f"budget: {images}{made.steps} student steps"))
+    job.on_event(Note(f"budget: {images}{made.steps} student steps of {pace.step:.3g} s"))
     return made
 
 

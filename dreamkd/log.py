@@ -25,17 +25,24 @@ class Log:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shown, self._points = Every(_SHOWN), Every(_POINT)
+        self._waiting: list[str] = []
 
-    def __call__(self, event: Event) -> None:
-        """Keep an event; no room for it is no reason to stop."""
+    def __call__(self, event: Event, *, wait: bool = False) -> None:
+        """Keep an event; no room for it is no reason to stop.
+
+        Args: wait: write nothing yet, but before the next event; progress is then forgotten.
+        """
         with suppress(OSError):
-            self._keep(event)
+            self._keep(event, wait=wait)
 
-    def _keep(self, event: Event) -> None:
+    def _keep(self, event: Event, *, wait: bool) -> None:
         now = time.time()
         line = json.dumps({"event": type(event).__name__, "time": now, **asdict(event)}) + "\n"
         progress = isinstance(event, Progress)
         ended = isinstance(event, Progress) and event.done == event.total
+        if wait:
+            self._waiting += [] if progress else [line]
+            return
         if progress and (self._shown.due(now) or ended):
             # No fsync: it may be lost in a crash.
             path = self.folder / "progress.json"
@@ -43,4 +50,5 @@ class Log:
             part_of(path).replace(path)
         if not progress or self._points.due(now) or ended:
             with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(line)
+                file.writelines([*self._waiting, line])
+            self._waiting.clear()

@@ -191,12 +191,11 @@ class Run:
         return None
 
     def listener(self, on_event: OnEvent) -> OnEvent:
-        """`on_event`, with a copy of every event in the folder from when it is a run."""
+        """`on_event`, with a copy of every event in the folder once it is a run."""
         log = Log(self.folder)
 
         def listen(event: Event) -> None:
-            if self.resolved is not None:
-                log(event)
+            log(event, wait=self.resolved is None)
             on_event(event)
 
         return listen

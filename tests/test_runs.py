@@ -282,6 +282,19 @@ def test_events_and_progress_are_copied_beside_the_facts(
     assert newest == [0, 0, 2, 3, 4, 9]
 
 
+def test_what_was_said_before_a_folder_was_a_run_is_kept_with_what_follows(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run") as run:
+        listen = run.listener(lambda _: None)
+        listen(Note("planned"))
+        listen(Progress("timing", 1, 1, "steps"))
+        assert not (tmp_path / "run" / "events.jsonl").exists()  # it may yet be refused
+        run.settle({"requested": {}, "config": {}})
+        listen(Note("begun"))
+        listen(Note("done"))
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["planned", "begun", "done"]
+
+
 def test_default_folders_count_up_and_find_the_unfinished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
