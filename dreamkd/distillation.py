@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkd import batchnorm, footprint, timetable
-from dreamkd.budget import fit, measure_pace
+from dreamkd.budget import fit
 from dreamkd.config import DistillConfig
 from dreamkd.distributed import Workers
 from dreamkd.engine import Runtime, enough_memory, ordinary
@@ -33,6 +33,7 @@ from dreamkd.randomness import alone
 from dreamkd.recipes import RECIPES, on_noise
 from dreamkd.runfolder import default_folder, holder, join_run, open_run
 from dreamkd.softlabels import Recorder, Stored
+from dreamkd.timing import measure_pace
 from dreamkd.trial import try_out
 from dreamkd.worker import Worker
 

@@ -26,12 +26,12 @@ from dreamkd.identity import requested_settings
 from dreamkd.layout import Layout
 from dreamkd.models import Card
 from dreamkd.networks import BY_NAME, Own
-from dreamkd.pace import Pace
 from dreamkd.partners import Partners
 from dreamkd.preparation import factors, keep, prepare, settled
 from dreamkd.runfolder import default_folder, holder, join_run, open_run
 from dreamkd.runs import Run
 from dreamkd.sequence import SMALLER, Chain, sequential
+from dreamkd.tally import Tally
 from dreamkd.trial import try_out
 from dreamkd.worker import Worker
 
@@ -213,13 +213,13 @@ def _make(assignment: _Assignment, worker: Worker, bank: Bank, partners: Partner
         def should_stop() -> bool:
             return group.hears_stop(worker.should_stop())
 
-        pace = Pace(on_event, should_stop, batches=made + len(missing), made=made)
+        tally = Tally(on_event, should_stop, batches=made + len(missing), made=made)
         for k in missing:
             start, stop = assignment.plan[k]
-            batch = chain.make(k, layout.labels(start, stop), on_step=pace.on_step)
+            batch = chain.make(k, layout.labels(start, stop), on_step=tally.on_step)
             batch = replace(batch, verifiers=partners.verifiers.predictions(batch.images))
             chain.keep(k, batch, start=start)
-            pace.on_batch(batch)
+            tally.on_batch(batch)
 
 
 def _bank(

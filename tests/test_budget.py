@@ -14,7 +14,7 @@ import torch
 
 from dreamkd import preparation
 from dreamkd.batch import Batch
-from dreamkd.budget import Pace, Plan, largest_plan, left_out, measure_pace, planned
+from dreamkd.budget import Plan, largest_plan, planned
 from dreamkd.config import DistillConfig, settle
 from dreamkd.config.images import MOST_STEPS
 from dreamkd.distillation import distill
@@ -27,6 +27,7 @@ from dreamkd.models import Classifier
 from dreamkd.networks import Networks
 from dreamkd.randomness import generator_for
 from dreamkd.runfolder import open_run
+from dreamkd.timing import Pace, left_out, measure_pace
 from tests.conftest import distill_config
 from tests.test_training import fresh
 
@@ -219,7 +220,7 @@ def test_steps_that_are_not_timed_take_as_long_as_those_like_them(
 ) -> None:
     """By a clock that moves by a second with every step of a batch, and once at its end."""
     ticks = itertools.count()
-    monkeypatch.setattr("dreamkd.budget._now", lambda _: float(next(ticks)))
+    monkeypatch.setattr("dreamkd.timing._now", lambda _: float(next(ticks)))
     with opened(digits, settled(**given), tmp_path) as job:
         pace = measure_pace(job)
     assert (pace.first, pace.batch) == (steps + 1, steps + 1)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd.budget import measure_pace
 from dreamkd.distillation import distill
 from dreamkd.errors import ConfigError, Stopped
 from dreamkd.events import Event, Progress
 from dreamkd.examples import Examples
 from dreamkd.models import Classifier
 from dreamkd.networks import Own
+from dreamkd.timing import measure_pace
 from tests.conftest import distill_config
 from tests.test_budget import opened, settled
 

@@ -12,7 +12,7 @@ from dreamkd.events import OnEvent, Progress
 from dreamkd.sequence import UNFINISHED
 
 
-class Pace:
+class Tally:
     """Progress over all batches: steps, images, images per second, each term, the verifiers."""
 
     def __init__(
