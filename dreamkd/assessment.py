@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from dreamkd import data, evaluation, inspection, models
 from dreamkd.config import EvalConfig, InspectConfig
-from dreamkd.engine import Runtime, ordinary
+from dreamkd.engine import Runtime, enough_memory, ordinary
 from dreamkd.errors import ConfigError
 from dreamkd.evaluation import Evaluation
 from dreamkd.events import Note, OnEvent, ignore
@@ -36,7 +36,7 @@ def inspect(
         ConfigError: the file to save it to is there already.
         ModelError: it cannot be loaded, or does not run at its input size.
         DataError: the images cannot be read.
-        RunError: the file cannot be written.
+        RunError: the file cannot be written, or memory ran out.
     """
     if config.save is not None and exists(Path(config.save), option="--save"):
         raise ConfigError(f"--save {config.save}: is there already; choose another file")
@@ -55,7 +55,8 @@ def inspect(
         images = data.open_images(config.data, preprocessing=how, on_event=on_event)
         images = images.wanted_by(model.card)
         on_event(Note(images.source))
-    found = inspection.inspect(model, images, batch_size=config.batch_size)
+    with enough_memory("lower --input-size"):
+        found = inspection.inspect(model, images, batch_size=config.batch_size)
     if config.save is not None:
         models.save(model, config.save)
         on_event(Note(f"written: {config.save}"))

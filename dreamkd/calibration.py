@@ -78,7 +78,8 @@ def r_feature_weight(
             sizes.append(float(torch.linalg.vector_norm(objective(x, labels, view).gradient)))
     on_event(Progress("weight of R_feature", 2, 2, "gradients"))
     if sizes[0] == 0:
-        raise ConfigError("--r-feature auto: the class loss has no gradient; give a weight")
+        weights = "--r-feature, and with a generator --refine-r-feature"
+        raise ConfigError(f"the class loss has no gradient to set a weight by; give {weights}")
     weight = float(config.r_feature_scale) * math.sqrt(sizes[0] / max(sizes[1], 1e-12))
     return float(f"{weight:.2e}")
 

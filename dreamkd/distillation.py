@@ -104,7 +104,6 @@ class _Assignment:
     leader: str  # as of `runfolder.holder`
     identity: dict[str, Any]  # what else the outcome depends on
     planning: bool
-    baseline: bool
 
 
 def _lead(
@@ -159,8 +158,9 @@ def _lead(
             check=None if planning else check,
             on_event=on_event,
         )
-        baseline = wants_baseline(given, networks.teacher)
-        assignment = _Assignment(config, folder, holder(folder), identity, planning, baseline)
+        baseline = "on" if wants_baseline(given, networks.teacher) else "off"
+        config = replace(config, noise_baseline=baseline)
+        assignment = _Assignment(config, folder, holder(folder), identity, planning)
 
         def plan(job: Job) -> DistillConfig:
             config = assignment.config
@@ -254,7 +254,6 @@ def _train(
             recorder=Recorder(run.folder) if config.store_labels else None,
             stored=Stored(Path(config.labels), device=runtime.device) if config.labels else None,
             workers=worker.group,
-            baseline=assignment.baseline,
         ) as job,
     ):
         job.resize(replace(plan(job), device=config.device))
@@ -266,12 +265,12 @@ def _train_on_noise(
     assignment: _Assignment, before: Job, materials: Materials, examples: Examples
 ) -> Classifier | None:
     """The same student trained as long on noise in place of `examples`, if that is wanted."""
-    if not assignment.baseline:
+    if assignment.config.noise_baseline == "off":
         return None
     with Job(
         name="noise",
         run=before.run,
-        config=before.config,
+        config=replace(before.config, noise_baseline="off"),  # after it nobody learns
         runtime=before.runtime,
         teacher=before.teacher,
         student=materials.student.copy(),

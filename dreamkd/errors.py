@@ -101,6 +101,7 @@ EXIT_CODES: dict[int, str] = {
     6: "run: the folder is not writable, locked, full or of a different run; or memory ran out",
     7: "diverged: a loss term became NaN or infinite",
     8: "stopped on request; state saved, the same command continues",
+    129: "hung up (SIGHUP: the terminal is gone); state saved, the same command continues",
     130: "interrupted (Ctrl-C); state saved, the same command continues",
     143: "terminated (SIGTERM); state saved, the same command continues",
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Folders:
             lines.append(dump_record(record, label=int(label), file=name, file_sha256=digest))
             files[self.images / name] = png
         data = b"".join(line + b"\n" for line in lines)
-        stale = self._named(k) - files.keys()
+        stale = self._only_named(k, but=files.keys())
         write_atomically(self.path(k), data)
         for path in stale:  # of another batch k, which was never finished
             remove(path)
@@ -167,8 +167,12 @@ class Folders:
             yield Sample(picture.key, png, picture.label, picture.record)
 
     def remove(self, k: int) -> None:
-        """Remove the PNGs of batch `k`, as far as they were written, and then what names them."""
-        for path in self._named(k):
+        """Remove the PNGs of batch `k`, as far as they were written, and then what names them.
+
+        Those that another batch names are its own: keys count images, and in a run of another
+        length the same image may be of another batch.
+        """
+        for path in self._only_named(k):
             remove(path)
         remove(self.path(k))
 
@@ -211,6 +215,15 @@ class Folders:
             return {picture.path for picture in self.pictures(k)}
         except DataError:  # none, or damaged: then nothing is known to be ours
             return set()
+
+    def _only_named(self, k: int, *, but: Collection[Path] = ()) -> set[Path]:
+        """Of those, leaving some out, the PNGs that no other batch names."""
+        named = self._named(k).difference(but)
+        if named:  # seldom, so that the others are seldom read
+            numbers = [self.names.fullmatch(path.name) for path in self.records.iterdir()]
+            others = {int(found[1]) for found in numbers if found} - {k}
+            named = named.difference(*map(self._named, others))
+        return named
 
     def _name(self, picture: Picture) -> str:
         return f"{self.images.name}/{picture.path.parent.name}/{picture.path.name}"

@@ -57,7 +57,6 @@ class Job:
     recorder: Recorder | None = None  # of the teacher's outputs
     stored: Stored | None = None  # the teacher's outputs, if it need not run
     workers: Workers = ALONE
-    baseline: bool = False  # whether another student learns after it, for as many steps
 
     def __post_init__(self) -> None:
         """Nothing on the networks is touched before `with`."""
@@ -128,6 +127,8 @@ class Job:
         if saved is not None:
             self.training.restore(*saved)
             self.seconds = float(saved[1]["synthesis_seconds"])
+            if self._measured_on is None:  # nor does this process measure; the next one may
+                self._measured_on = saved[1]["measured_on"]
             if saved[1]["measured_on"] == self._measured_on:
                 self.curve = saved[1]["curve"]
         if self.workers.world_size > 1:
@@ -162,7 +163,8 @@ class Job:
         self._foresee_steps()
 
     def _foresee_steps(self) -> None:
-        step, students = self.training.step, 2 if self.baseline else 1
+        # After it another one learns, for as many steps, if there is to be a baseline.
+        step, students = self.training.step, 2 if self.config.noise_baseline == "on" else 1
         self.forecast.ahead["steps"] = students * int(self.config.steps) - step
         self.forecast.reached("steps", step, self.training.seconds)
 

@@ -73,6 +73,8 @@ class Objective:
         self.networks = networks
         self.config = config
         self._border = config.border()
+        # Whose weight is 0 costs nothing, as with the priors.
+        self._has_rival = networks.rival is not None and float(config.competition) > 0
         self.runtime = runtime
         self.statistics = statistics
         self._compiled = compiled
@@ -111,7 +113,7 @@ class Objective:
     def term_names(self, *, compete: bool = True) -> list[str]:
         """The terms of the loss: first those that each image has for itself, then R_feature."""
         names = ["ce", *(name for name in losses.PRIORS if getattr(self.config, name))]
-        names += ["competition"] if self.networks.rival and compete else []
+        names += ["competition"] if compete and self._has_rival else []
         return names + (["r_feature"] if self.statistics else [])
 
     def __call__(
@@ -136,11 +138,11 @@ class Objective:
             view: drawn for images of (H / factor, W / factor).
             factor: the network sees the images averaged over factor x factor pixels.
             average: statistics of former batches, blended with those of this one.
-            compete: whether the rival takes part, if there is one.
+            compete: whether the rival takes part, if there is one and it has a weight.
             r_feature: its weight alpha_f, if it is not that of the settings.
         Returns: detached tensors, on the device of `x`; the next call may overwrite them.
         """
-        key = factor, compete and self.networks.rival is not None
+        key = factor, compete and self._has_rival
         if key not in self._losses:
             self._prepare(*key)
         alpha_f = self._scalar(self.config.r_feature if r_feature is None else r_feature)

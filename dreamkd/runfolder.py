@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -40,14 +40,16 @@ def open_run(folder: Path) -> Iterator[Run]:
 
     The lock is the kernel's: it ends with the process that holds it, however that dies.
 
-    A new folder that did not become a run within the block is removed again.
+    A new folder that did not become a run within the block is removed again, and those around it
+    that were made for it.
 
     Raises:
         RunError: the folder cannot be made or written, or is no run.
         InUseError: another process holds it.
     """
     try:
-        new = not folder.exists()
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        new = bool(made)
         if new and folder.is_symlink():
             raise RunError(
                 f"--out {folder}: is a link to {os.readlink(folder)}, which is not there"
@@ -60,11 +62,11 @@ def open_run(folder: Path) -> Iterator[Run]:
     except InUseError:
         raise  # the folder is another's
     except RunError:
-        _withdraw(folder, new=new)
+        _withdraw(folder, made)
         raise
     try:
-        remove_torn(folder)
         _require_no_helpers(folder)
+        remove_torn(folder)
         with suppress(OSError):  # a full disk: it only tells who holds the lock
             os.truncate(handle, 0)
             since = datetime.now().isoformat(" ", "milliseconds")
@@ -73,7 +75,7 @@ def open_run(folder: Path) -> Iterator[Run]:
             os.fsync(handle)  # workers on other machines look for it
         yield Run(folder)
     finally:
-        _withdraw(folder, new=new)
+        _withdraw(folder, made)
         os.close(handle)
 
 
@@ -127,13 +129,14 @@ def _require_no_helpers(folder: Path) -> None:
         os.close(handle)
 
 
-def _withdraw(folder: Path, *, new: bool) -> None:
-    """Leave nothing behind of a folder that was made for a run and did not become one."""
-    if new and not (folder / RESOLVED).exists():
+def _withdraw(folder: Path, made: Sequence[Path]) -> None:
+    """Leave nothing behind of what was made for a run, inmost first, and did not become one."""
+    if made and not (folder / RESOLVED).exists():
         with suppress(OSError):
             (folder / _HELPERS).unlink(missing_ok=True)
             (folder / LOCK).unlink()
-            folder.rmdir()
+            for place in made:
+                place.rmdir()
 
 
 def _locked(folder: Path) -> int:
@@ -179,6 +182,8 @@ def _refuse_foreign(folder: Path) -> None:
 def default_folder(command: str, model: str, identity: Mapping[str, Any]) -> Path:
     """`runs/COMMAND-MODEL-N`: the unfinished run of the same command if there is one, else new.
 
+    What a killed process left before it was a run is as new.
+
     Args: identity: what it then has in `resolved.json`: the settings as they are `requested`, the
         networks, since several may go by one name.
     Raises: RunError: what lies in `runs` cannot be seen.
@@ -187,9 +192,30 @@ def default_folder(command: str, model: str, identity: Mapping[str, Any]) -> Pat
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)[:_STEM]
     wanted, number = as_json(identity), 1
     while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
+        if _is_abandoned(folder):
+            return folder
         resolved = read_json(folder / RESOLVED)
         same = resolved is not None and wanted.items() <= resolved.items()
         if same and not (folder / "result.json").exists():
             return folder
         number += 1
     return folder
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of a process that is gone."""
+    try:
+        names = {path.name for path in folder.iterdir() if not path.match(".*.part")}
+        if names - {LOCK, _HELPERS}:
+            return False
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return False  # no folder, or nothing of ours
+    try:
+        lock(handle, folder)
+    except RunError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(handle)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from dreamkd.copying import copied, twin
 from dreamkd.errors import ModelError
-from dreamkd.models import ONE_CLASS, Classifier, extents
+from dreamkd.models import ONE_CLASS, Card, Classifier, extents
 from dreamkd.samples import MAX_SIDE
 
 
 def try_out(
     classifier: Classifier, *, factor: int = 1, training: bool = False, synthesis: bool = False
 ) -> None:
-    """Run two blank images through a copy.
+    """Run two blank images through a copy, and then one, as the last of a set may be.
 
     Args:
         factor: by which the images are shrunk on both sides.
@@ -38,25 +39,13 @@ def try_out(
     probe = copied(classifier.module) if training else twin(classifier.module)
     if synthesis:
         probe.requires_grad_(False)
-    try:
-        # Some drop units at random.
-        with torch.set_grad_enabled(training or synthesis), torch.random.fork_rng(devices=[]):
-            blank = torch.zeros(2, *shape)
-            # Not a leaf: networks may change their input in place.
-            images = blank.requires_grad_().clone() if synthesis else blank
-            outputs = probe.train(training)(images)
-    except Exception as error:  # whatever an operation says of a shape it cannot take
-        raise ModelError(
-            f"{card.architecture} does not run on images of {size}: {error}; choose another network"
-            ", --input-size or --stages"
-        ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, card.num_classes):
-        whole = isinstance(outputs, torch.Tensor)
-        got = extents(outputs.shape) if whole else f"a value of type {type(outputs).__name__}"
-        raise ModelError(
-            f"{card.architecture} gives {got} for 2 images, not a row of {card.num_classes} logits "
-            "for each; choose another network, or one around it that gives them"
-        )
+    blank = torch.zeros(2, *shape)
+    # Not a leaf: networks may change their input in place.
+    images = blank.requires_grad_().clone() if synthesis else blank
+    with torch.set_grad_enabled(training or synthesis):
+        outputs = _logits(probe.train(training), images, card)
+    with torch.no_grad():
+        _logits(probe.eval(), torch.zeros(1, *shape), card)
     if synthesis and not outputs.requires_grad:
         raise ModelError(
             f"{card.architecture}: no gradient of its logits reaches the images, which would be "
@@ -68,6 +57,31 @@ def try_out(
             f"{card.architecture}: none of the parameters that learn reaches its logits; choose "
             "another --student"
         )
+
+
+def _logits(probe: nn.Module, images: torch.Tensor, card: Card) -> torch.Tensor:
+    """What a network gives for images.
+
+    Raises: ModelError: it does not run on them, or it is not a row of logits for each.
+    """
+    count = len(images)
+    seen = f"{count} image{'s' * (count > 1)} of {extents(images.shape[1:])}"
+    try:
+        with torch.random.fork_rng(devices=[]):  # some drop units at random
+            outputs = probe(images)
+    except Exception as error:  # whatever an operation says of a shape it cannot take
+        raise ModelError(
+            f"{card.architecture} does not run on {seen}: {error}; choose another network, "
+            "--input-size or --stages"
+        ) from error
+    if isinstance(outputs, torch.Tensor) and outputs.shape == (count, card.num_classes):
+        return outputs
+    whole = isinstance(outputs, torch.Tensor)
+    got = extents(outputs.shape) if whole else f"a value of type {type(outputs).__name__}"
+    raise ModelError(
+        f"{card.architecture} gives {got} for {seen}, not a row of {card.num_classes} logits for "
+        "each; choose another network, or one around it that gives them"
+    )
 
 
 def _reach(parameters: list[torch.nn.Parameter], outputs: torch.Tensor) -> bool:

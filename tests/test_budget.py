@@ -274,6 +274,7 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert first.noise_top1 is None  # unasked, it would take time of its own
     resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())
     assert resolved["requested"]["budget_minutes"] == 1
+    assert resolved["config"]["noise_baseline"] == "off"  # also where its settings are given again
     # Of the recipe's 90 rounds and 9720 steps: fewer a round, and what fits of another.
     share = resolved["config"]["rounds"] / 90
     assert first.steps == resolved["config"]["steps"] >= int(9720 * share ** (5 / 3)) > 0

@@ -143,7 +143,7 @@ def test_weights_that_autocast_casts_are_no_images() -> None:
 def test_a_network_of_one_class_asks_for_a_weight() -> None:
     network = models.load("cifar_resnet8", pretrained=False, num_classes=1, input_size=SIZE)
     config = settle(invert_config(), input_size=SIZE)
-    with pytest.raises(ConfigError, match="the class loss has no gradient; give a weight"):
+    with pytest.raises(ConfigError, match="the class loss has no gradient to set a weight by"):
         calibration.r_feature_weight(Networks(network), config, seed=0)
 
 

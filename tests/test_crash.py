@@ -35,7 +35,9 @@ def working(tmp_path: Path) -> subprocess.Popen[bytes]:
     return at_work(LONG, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     working: subprocess.Popen[bytes], number: int, code: int
 ) -> None:

@@ -19,7 +19,7 @@ from dreamkd.data import Preprocessing, open_images, stack
 from dreamkd.distillation import Distillation, distill
 from dreamkd.engine import memory
 from dreamkd.errors import ConfigError, DataError, ModelError, RunError, Stopped
-from dreamkd.events import Event, Finished, Hint, Progress
+from dreamkd.events import Event, Finished, Hint, Note, Progress
 from dreamkd.examples import read_labelled
 from dreamkd.inversion import invert
 from dreamkd.materials import Materials
@@ -118,6 +118,26 @@ def test_the_curve_is_of_one_set_of_images(tmp_path: Path) -> None:
     found = run(tmp_path / "run", eval_data="sklearn:digits", noise_baseline="off")
     assert [point["step"] for point in found.curve] == [12]
     assert found.best_top1 == found.student_top1
+
+
+def test_a_process_that_measures_nothing_keeps_the_curve(tmp_path: Path) -> None:
+    heard: list[Event] = []
+
+    def past_the_first_point() -> bool:
+        return any(isinstance(event, Note) and "step 4:" in event.text for event in heard)
+
+    def past_the_next() -> bool:
+        return any(
+            isinstance(event, Progress) and event.phase == "student" and event.done == 8
+            for event in heard
+        )
+
+    for data, asked in (("sklearn:digits", past_the_first_point), (None, past_the_next)):
+        config = distill_config(out=str(tmp_path / "run"), eval_data=data)
+        with pytest.raises(Stopped):
+            distill(config, on_event=heard.append, should_stop=asked)
+    found = run(tmp_path / "run", eval_data="sklearn:digits", noise_baseline="off")
+    assert [point["step"] for point in found.curve] == [4, 8, 12]
 
 
 def test_a_stop_while_the_student_is_measured_loses_no_point(
@@ -441,6 +461,8 @@ def test_the_noise_baseline_is_trained_when_asked_for(tmp_path: Path, wanted: st
     given = {"rounds": 0, "first_batches": 1, "steps": 1, "warmup": 0}
     found = run(tmp_path / "run", eval_data="sklearn:digits", noise_baseline=wanted, **given)
     assert (found.noise_top1 is None) is (wanted == "off")
+    resolved = json.loads((tmp_path / "run" / "resolved.json").read_text())
+    assert resolved["config"]["noise_baseline"] == ("off" if wanted == "off" else "on")
 
 
 @pytest.mark.parametrize("spec", ["made", "made/shards", "made/shards/*.tar"])
@@ -737,7 +759,7 @@ def test_bad_input_creates_nothing(tmp_path: Path) -> None:
         run(tmp_path / "run", student="cifar_resnet9")
     with pytest.raises(DataError):
         run(tmp_path / "run", eval_data=str(tmp_path / "nothing"))
-    with pytest.raises(ModelError, match="alexnet does not run on images of 1x16x16"):
+    with pytest.raises(ModelError, match="alexnet does not run on 2 images of 1x16x16"):
         run(tmp_path / "run", student="alexnet")
     with pytest.raises(ConfigError, match="--noise-baseline: is measured on --eval-data"):
         run(tmp_path / "run", noise_baseline="on")

@@ -210,6 +210,21 @@ def test_what_an_unfinished_batch_left_is_removed_with_it(run: Folders) -> None:
     assert left == ["0_zebra/00000001.png", "1_ape/mine.png", "2_clair_1_2/00000000.png"]
 
 
+def test_an_image_that_another_batch_holds_too_is_left_to_it(run: Folders) -> None:
+    """As after a worker was killed before its manifest line, in a run of another length."""
+    run.write(1, batch(), LABELS, RECORDS)
+    held = run.write(0, batch()[:2] ^ 1, LABELS[:2], RECORDS[:2])
+    run.write(1, batch()[3:], LABELS[3:], RECORDS[3:])
+    run.verify(0, held)
+    assert not (run.images / "1_ape" / "00000002.png").exists()
+    run.write(2, batch()[:3], LABELS[:3], RECORDS[:3])
+    run.write(0, batch()[:2] ^ 1, LABELS[:2], RECORDS[:2])
+    run.remove(2)
+    run.verify(0, held)
+    left = sorted(str(path.relative_to(run.images)) for path in run.images.glob("*/*"))
+    assert left == ["0_zebra/00000001.png", "0_zebra/00000003.png", "2_clair_1_2/00000000.png"]
+
+
 def test_no_room_is_one_line(run: Folders) -> None:
     run.images.rmdir()
     run.images.write_text("a file where the folder was")

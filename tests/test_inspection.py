@@ -12,9 +12,10 @@ import torch
 from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
-from dreamkd import models
+from dreamkd import assessment, models
+from dreamkd.config import InspectConfig
 from dreamkd.data import Preprocessing, open_images, stack
-from dreamkd.errors import ModelError, NoBatchNormError
+from dreamkd.errors import ModelError, NoBatchNormError, RunError
 from dreamkd.inspection import Inspection, inspect
 from dreamkd.models import Card, Classifier
 
@@ -226,6 +227,15 @@ def test_json_holds_everything_in_plain_values() -> None:
     assert content["layers"][3]["resolution"] is None
     assert (content["never_ran"], content["repeated"]) == (["unused"], ["twice"])
     assert {field.name for field in dataclasses.fields(Inspection)} - {"card"} <= content.keys()
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("dreamkd.inspection.inspect", too_large)
+    with pytest.raises(RunError, match="lower --input-size"):
+        assessment.inspect(InspectConfig(model="digits_resnet14"))
 
 
 def test_a_bundled_teacher_is_invertible() -> None:

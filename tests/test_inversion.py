@@ -77,6 +77,14 @@ def test_another_folder_holds_the_same_bytes(whole: Path, tmp_path: Path) -> Non
     assert facts(tmp_path / "again") == facts(whole)
 
 
+def test_a_rival_without_weight_has_no_part(whole: Path, tmp_path: Path) -> None:
+    none = {"method": "adaptive", "student": "digits_resnet14", "competition": 0.0}
+    run(tmp_path / "run", **none)
+    for shard in (whole / "shards").iterdir():
+        there = [sample.png for sample in shards.read(tmp_path / "run" / "shards" / shard.name)]
+        assert there == [sample.png for sample in shards.read(shard)]
+
+
 def test_a_stopped_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     folder, polls = tmp_path / "run", iter([False] * 3 + [True])
     with pytest.raises(Stopped):
@@ -387,7 +395,7 @@ def test_only_the_classes_asked_for(tmp_path: Path) -> None:
         (
             {"stages": "1,1,1,1,1,1,1,1", "image_steps": 8},
             ModelError,
-            "does not run on images of 1x0x0",
+            "does not run on 2 images of 1x0x0",
         ),
         ({"class_weights": "3"}, ConfigError, "'3' is not CLASS:WEIGHT"),
         ({"class_weights": "11:1"}, ConfigError, "--class-weights: '11' is not within 0-9"),

@@ -279,6 +279,42 @@ def own_digits(*, whole: bool = False) -> Classifier:
     return Classifier.of(module, name="cifar_resnet8", **card)
 
 
+class Squeezes(KeepsAList):
+    """Of one image it loses the first dimension too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+class NormsVectors(Squeezes):
+    """Its batch norm takes rows, of which one image then is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Squeezes, "gives 3 for 1 image of 3x12x12, not a row of 3 logits"),
+        (NormsVectors, "does not run on 1 image of 3x12x12: expected 2D or 3D input"),
+    ],
+)
+def test_a_network_that_needs_two_images_is_refused(
+    kind: type[nn.Module], line: str, tmp_path: Path
+) -> None:
+    network = trained(kind)
+    with pytest.raises(ModelError, match=f"^own:mine {line}"):
+        dreamkd.invert(network, per_class=2, out=tmp_path / "run", **QUICK)
+    with pytest.raises(ModelError, match=f"^own:mine {line}"):
+        dreamkd.distill(trained(Textbook), network, out=tmp_path / "run", **QUICK, **STUDENT)
+    assert not (tmp_path / "run").exists()
+
+
 class FixedHead(Textbook):
     """Runs at one size alone."""
 
@@ -298,7 +334,7 @@ def test_every_stage_is_tried_before_the_run(
 ) -> None:
     network = trained(FixedHead)
     sized = replace(network, card=replace(network.card, input_size=(3, side, side)))
-    with pytest.raises(ModelError, match=f"^own:mine does not run on images of 3x{failing}: "):
+    with pytest.raises(ModelError, match=f"^own:mine does not run on 2 images of 3x{failing}: "):
         dreamkd.invert(sized, stages=stages, per_class=2, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
 

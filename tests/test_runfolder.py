@@ -110,6 +110,32 @@ def test_helpers_work_in_the_leaders_folder_and_hold_it(tmp_path: Path) -> None:
         assert runfolder.holder(folder) != leader
 
 
+def test_a_worker_at_work_keeps_what_it_writes(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run") as run:
+        run.settle(resolved())
+        leader = runfolder.holder(run.folder)
+        orphan = join_run(run.folder, leader=leader)
+        orphan.__enter__()
+    torn = tmp_path / "run" / ".shard-000000.tar.1.part"
+    torn.touch()
+    with pytest.raises(RunError, match="by a worker of an earlier start"), open_run(run.folder):
+        pass
+    assert torn.exists()
+    orphan.__exit__(None, None, None)
+    with open_run(run.folder):
+        assert not torn.exists()
+
+
+def test_nothing_is_left_of_what_did_not_become_a_run(tmp_path: Path) -> None:
+    with open_run(tmp_path / "a" / "b" / "run"):
+        pass
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with open_run(tmp_path / "mine" / "run"):
+        pass
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine"]
+
+
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(RunError, match=r"is a link to .*gone, which is not there"):

@@ -315,6 +315,22 @@ def test_default_folders_count_up_and_find_the_unfinished_run(
     assert default_folder("invert", "timm:x.y", wish) == Path("runs/invert-timm-x.y-1")
 
 
+def test_a_default_folder_that_was_left_before_it_was_a_run_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that was killed, unlike one that is still at it."""
+    monkeypatch.chdir(tmp_path)
+    first = Path("runs/invert-t-1")
+    with open_run(first):
+        assert default_folder("invert", "t.pt", {}) == Path("runs/invert-t-2")
+    first.mkdir(parents=True)
+    for name in (".lock", ".workers", ".resolved.json.1.part"):
+        (first / name).touch()
+    assert default_folder("invert", "t.pt", {}) == first
+    (first / "notes.txt").touch()
+    assert default_folder("invert", "t.pt", {}) == Path("runs/invert-t-2")
+
+
 def test_a_default_folder_has_a_name_that_a_disk_can_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

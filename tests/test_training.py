@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamkd import models
 from dreamkd.config import settle
 from dreamkd.distributed import Workers
-from dreamkd.engine import Runtime, optimizer
+from dreamkd.engine import Runtime, WeightAverage, optimizer
 from dreamkd.errors import DivergedError
 from dreamkd.examples import Examples
 from dreamkd.models import Classifier
@@ -265,6 +265,22 @@ def test_the_average_of_the_weights_by_hand(digits: Classifier) -> None:
         assert run.result(examples()).module.bn1.num_batches_tracked == 3
         run.restart()
         assert same(run.result(examples()).module.state_dict(), fresh().module.state_dict())
+
+
+def test_a_tensor_of_two_names_is_averaged_once() -> None:
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    tied.append(tied[1])
+    tied[2].weight = tied[0].weight
+    average = WeightAverage(tied, 0.9)
+    with torch.no_grad():
+        before = tied[0].weight.clone()
+        tied[0].weight += 1
+        tied[1].running_mean += 1  # type: ignore[operator]
+    average.move(step=0)  # by the share 1 - 1/10
+    module = average.module
+    assert torch.allclose(module[2].weight, before + 0.9)  # type: ignore[index]
+    assert torch.allclose(module[3].running_mean, torch.tensor(0.9))  # type: ignore[index]
+    assert module[2].weight is module[0].weight  # type: ignore[index]
 
 
 def test_recalibrated_statistics_are_those_of_the_bank(digits: Classifier) -> None:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if argv is None else argv, stop)
     except KeyboardInterrupt:
         code = (stop and stop.exit_code) or 130
-        return _end("terminated" if code == 143 else "interrupted", code)
+        return _end({129: "hung up", 143: "terminated"}.get(code, "interrupted"), code)
 
 
 def _run(argv: Sequence[str], stop: StopRequest) -> int:

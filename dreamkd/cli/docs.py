@@ -183,10 +183,10 @@ every 10 seconds at most; `NO_COLOR` is honoured. The time left is the phase's o
 are multiplied by their weights; `r_feature` of a batch or a run is not. An error is one line,
 `dreamkd: error: ...`.
 
-**Stopping.** The first Ctrl-C or SIGTERM asks `invert` and `distill` to save their state and end;
-the same command continues. The second one ends at once, which costs the work since the last saved
-state and nothing else. Commands that keep no state end at the first. Once the result is out, Ctrl-C
-does nothing.
+**Stopping.** The first Ctrl-C, SIGTERM or SIGHUP, which a lost terminal sends, asks `invert` and
+`distill` to save their state and end; the same command continues. A second Ctrl-C or SIGTERM ends
+at once, which costs the work since the last saved state and nothing else. Commands that keep no
+state end at the first. Once the result is out, Ctrl-C does nothing.
 
 **Several GPUs.** `torchrun --standalone --nproc-per-node N --no-python dreamkd invert ...` shares
 the batches among N processes, each on a GPU of its own; on CPUs the files are those of one

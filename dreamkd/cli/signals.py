@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks, the second insists."""
+"""Ctrl-C, SIGTERM and a lost terminal: the first asks, the second insists."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from types import FrameType
 
 _ASKED = b"\ndreamkd: stopping as soon as the state is saved; once more stops at once\n"
 
-#: What a process whose work is over makes of signals: its exit code stays, Ctrl-C or not.
-_AFTERWARDS = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+#: What is heard, and what a process whose work is over makes of it: its exit code stays, Ctrl-C or
+#: not.
+_AFTERWARDS = {
+    signal.SIGINT: signal.SIG_IGN,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 class StopRequest:
-    """The callable `should_stop` that a workflow polls, set by the first SIGINT or SIGTERM.
+    """The callable `should_stop` that a workflow polls, set by the first SIGINT, SIGTERM or SIGHUP.
 
     A workflow that sees True saves its state and raises `Stopped`. Until someone has polled, nobody
     would hear a request (a download, an import, a command without state): then the first signal
-    stops at once, as the second one always does, by a KeyboardInterrupt.
+    stops at once, as the second one always does, by a KeyboardInterrupt. A terminal that is lost
+    says so more than once, by the system and by its shell: that insists on nothing.
     """
 
     def __init__(self) -> None:
@@ -36,7 +42,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int | None:
-        """130 after SIGINT, 143 after SIGTERM, None if no signal came."""
+        """129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM, None if no signal came."""
         return None if self._signal is None else 128 + self._signal
 
     @contextmanager
@@ -48,7 +54,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in _AFTERWARDS}
         heard = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
         for number in heard:
             signal.signal(number, self._receive)
@@ -67,11 +73,13 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        if number == signal.SIGHUP and self._signal is not None:
+            return
         insists = self._signal is not None or not self._polled
         self._signal = self._signal or number
         if insists:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one needs no cooperation
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for each in _AFTERWARDS:
+                signal.signal(each, signal.SIG_DFL)  # a third one needs no cooperation
             raise KeyboardInterrupt
         # Not print(): the signal may have interrupted a write to the same buffered stream.
         with suppress(AttributeError, OSError, ValueError):

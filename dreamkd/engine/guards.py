@@ -42,5 +42,5 @@ def diverged(what: str, *, where: str, lower: str = "the rate") -> DivergedError
 
     Args: lower: what may help if it is lowered.
     """
-    advice = f"what was finished before is kept: lower {lower}, or try --precision fp32"
+    advice = f"in another --out lower {lower}, or try --precision fp32"
     return DivergedError(f"{what} at {where}", advice)

@@ -39,8 +39,9 @@ class WeightAverage:
         """Begin as `module` is; its tensors must stay where they are."""
         self.module = copied(module).eval()
         self._decay = decay
-        ours, theirs = (tuple(m.state_dict().values()) for m in (self.module, module))
-        # Found once: a step then takes two launches, however many tensors there are.
+        # Found once: a step then takes two launches, however many tensors there are. Those of two
+        # names move once.
+        ours, theirs = (_tensors(m) for m in (self.module, module))
         kinds = [tensor.is_floating_point() for tensor in ours]
         self._ours, self._theirs = ([*compress(some, kinds)] for some in (ours, theirs))
         counts = [not kind for kind in kinds]  # of batches
@@ -53,3 +54,8 @@ class WeightAverage:
         torch._foreach_lerp_(self._ours, self._theirs, share)
         if self._counts:
             torch._foreach_copy_(self._counts, self._their_counts)
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers that are part of a module's state, each once."""
+    return [*{id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values()]

@@ -18,7 +18,11 @@ pytestmark = pytest.mark.usefixtures("listening")
 
 SIGNALS = pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "hung up"),
+    ],
 )
 
 
@@ -109,6 +113,22 @@ def test_a_signal_while_arguments_are_read_is_one_line_too(
     monkeypatch.setattr(options, "merge", lambda *_, **__: send(number))
     assert main(["inspect", "m"]) == code
     assert capfd.readouterr().err == f"dreamkd: {word}\n"
+
+
+def test_a_lost_terminal_insists_on_nothing(
+    inspect_does: Callable[[Any], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The system sends SIGHUP, and the shell once more."""
+
+    def work(_: object, *, on_event: object, should_stop: Callable[[], bool]) -> commands.Answer:
+        should_stop()
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)
+        raise Stopped("the same command goes on")
+
+    inspect_does(work)
+    assert main(["inspect", "m"]) == 129
+    assert capfd.readouterr().err.splitlines()[-1] == "dreamkd: stopped: the same command goes on"
 
 
 def test_work_that_finishes_in_spite_of_a_request_is_done(
