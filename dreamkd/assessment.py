@@ -95,7 +95,8 @@ def evaluate(
         teacher = models.load_beside(config.teacher, trust_pickle=trust, on_event=on_event)
     if teacher is not None:
         on_event(Note(f"teacher: {teacher.card.source}"))
-    given = {"interpolation": config.interpolation, "crop_pct": config.crop_pct}
+    names = ("interpolation", "crop_pct", "crop_mode")
+    given = {name: getattr(config, name) for name in names}
     how = data.Preprocessing.of(model.card)
     images = data.open_images(config.data, preprocessing=how, on_event=on_event)
     images = images.wanted_by(model.card, **{k: v for k, v in given.items() if v is not None})

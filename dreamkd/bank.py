@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -162,6 +162,16 @@ class Bank:
         last = {line["batch"]: line for line in self._run.lines}
         return [last[k] for k in sorted(last)]
 
+    def tidy(self) -> None:
+        """Remove batches that the manifest does not list: what killed processes left.
+
+        Before anything is made, since others may then write what they held; by one process alone.
+
+        Raises: RunError: a file cannot be removed.
+        """
+        self.flush()
+        self._remove_all_but(self._hashes.keys())
+
     def complete(self, count: int) -> None:
         """Bring the manifest and the page of `count` batches to what any run of them ends with.
 
@@ -181,12 +191,12 @@ class Bank:
                 "the same folder: run the same command again"
             )
         self._run.keep_lines(lines)
-        self._remove_all_but({line["batch"] for line in lines})
         for line in lines:
             self._remember(line)
+        self._remove_all_but(self._hashes.keys())
         self._write_contact_sheet()
 
-    def _remove_all_but(self, kept: set[int]) -> None:
+    def _remove_all_but(self, kept: Container[int]) -> None:
         folder = self._files.path(0).parent
         try:
             found = sorted(folder.iterdir())

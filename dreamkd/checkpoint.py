@@ -15,7 +15,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Checkpoint:
     metadata: dict[str, str]  # of safetensors; empty for torch files
     container: str  # the entry that the weights came from, of `containers`; "" for the whole file
     model_name: str = ""  # the architecture a training checkpoint names, in its authors' words
+    expectations: Mapping[str, Any] = field(default_factory=dict)  # of images; its words, unchecked
 
 
 def read(path: str | Path, *, trust_pickle: bool = False) -> Checkpoint:
@@ -118,7 +119,7 @@ def _head(path: Path) -> bytes:
 
 def _of_a_hub(path: Path) -> str:
     """What to do about a name of the model hub, which has the form of a path."""
-    if path.parts[0] == "timm":
+    if path.parts[0].removeprefix("hf-hub:").removeprefix("hf_hub:") == "timm":
         return f"; a model of timm is written timm:{path.name}"
     if str(path).startswith(("hf-hub:", "hf_hub:")):
         return "; download its model.safetensors and pass that"
@@ -198,7 +199,9 @@ def _refuse_inflation(path: Path, *, trust_pickle: bool) -> None:
 
 def _select(path: Path, content: Any) -> Checkpoint:
     """Find the weights in what torch.load returned."""
-    model_name = containers.model_name(content) if isinstance(content, Mapping) else ""
+    model_name, expectations = "", dict[str, Any]()
+    if isinstance(content, Mapping):
+        model_name, expectations = containers.model_name(content), containers.expectations(content)
     container = containers.container(content) if isinstance(content, Mapping) else ""
     content = content[container] if container else content
     if isinstance(content, nn.Module):  # only a trusted pickle can hold one
@@ -214,7 +217,7 @@ def _select(path: Path, content: Any) -> Checkpoint:
             f"{path} holds no tensors: its entries are {_few(map(str, state))}; weights are looked "
             f"for under {', '.join(containers.CONTAINERS)}"
         )
-    return Checkpoint(state, {}, container, model_name)
+    return Checkpoint(state, {}, container, model_name, expectations)
 
 
 def _checked(path: Path, found: Checkpoint) -> Checkpoint:
@@ -236,7 +239,7 @@ def _checked(path: Path, found: Checkpoint) -> Checkpoint:
         if tensor.is_floating_point() and not _finite(tensor):
             raise ModelError(f"{where} has NaN or infinite values; the training diverged")
     state = {name: tensor.detach() for name, tensor in without_prefixes(found.state).items()}
-    return Checkpoint(state, found.metadata, found.container, found.model_name)
+    return replace(found, state=state)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -28,9 +28,11 @@ def container(content: Mapping[Any, Any]) -> str:
     """The first of `CONTAINERS` that holds weights; "" if none does.
 
     An average of the parameters alone is passed over: the statistics beside them were never
-    averaged.
+    averaged; and so is what holds no tensor, if another does.
     """
     held = {k: content[k] for k in CONTAINERS if isinstance(content.get(k), Mapping | nn.Module)}
+    full = {k: value for k, value in held.items() if _tensors(value)}
+    held = full or held
     plain = [_entries(value) for key, value in held.items() if not is_average(key)]
     counted = any(_statistics(entries) for entries in plain)
     for key, value in held.items():
@@ -46,15 +48,43 @@ def _entries(held: Mapping[Any, Any] | nn.Module) -> Mapping[Any, Any]:
     return held.state_dict() if isinstance(held, nn.Module) else held
 
 
+def _tensors(held: Mapping[Any, Any] | nn.Module) -> bool:
+    return any(isinstance(value, Tensor) for value in _entries(held).values())
+
+
 def _statistics(entries: Mapping[Any, Any]) -> bool:
     return any(str(name).endswith("running_var") for name in entries)
 
 
 def model_name(content: Mapping[Any, Any]) -> str:
-    """The architecture in `arch` (timm, torch's ImageNet example) or in the `args` of training."""
+    """The architecture in `arch` (timm, torch's ImageNet example) or in the `args` of training.
+
+    Qualified, `timm:NAME`, where timm's own script wrote it.
+    """
+    options = _training_options(content)
+    names = [content.get("arch"), options.get("model"), options.get("arch")]
+    name = next((name for name in names if isinstance(name, str)), "")
+    return f"timm:{name}" if name and _is_timms(options) and ":" not in name else name
+
+
+def expectations(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """What the `args` of timm's training script say of its images, unchecked; else nothing.
+
+    It leaves out what is as usual for the network.
+    """
+    options = _training_options(content)
+    if not _is_timms(options):
+        return {}
+    said = {name: options.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
+    said["input_size"] = options.get("input_size") or options.get("img_size")
+    return {name: value for name, value in said.items() if value}
+
+
+def _training_options(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     arguments = content.get("args")
     options = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    names = [content.get("arch")]
-    if isinstance(options, Mapping):
-        names += [options.get("model"), options.get("arch")]
-    return next((name for name in names if isinstance(name, str)), "")
+    return options if isinstance(options, Mapping) else {}
+
+
+def _is_timms(options: Mapping[Any, Any]) -> bool:
+    return {"model", "img_size", "crop_pct"} <= options.keys()

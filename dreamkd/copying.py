@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +26,16 @@ def copied(model: nn.Module) -> nn.Module:
     Raises: ModelError: it holds what cannot be copied.
     """
     return _copied(model, {})
+
+
+def give(model: nn.Module, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load values by name, as a state of this version of every layer, which MNASNet asks for.
+
+    Args: strict: every name of the network's state has a value.
+    """
+    state = OrderedDict(values)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=strict)
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,8 @@ class Folders:
     ) -> Shard:
         """Write batch `k`, durably; the same arguments give the same bytes.
 
+        Another batch `k` that was never finished is removed before: else its PNGs would stay.
+
         Args:
             images: uint8 (N, C, H, W), C = 1 (grey) or 3 (RGB).
             labels: N class indices.
@@ -126,10 +128,7 @@ class Folders:
             lines.append(dump_record(record, label=int(label), file=name, file_sha256=digest))
             files[self.images / name] = png
         data = b"".join(line + b"\n" for line in lines)
-        stale = self._only_named(k, but=files.keys())
         write_atomically(self.path(k), data)
-        for path in stale:  # of another batch k, which was never finished
-            remove(path)
         make_folders(*dict.fromkeys(path.parent for path in files))
         write_all(files)
         digest = hashlib.sha256(data).hexdigest()
@@ -216,13 +215,13 @@ class Folders:
         except DataError:  # none, or damaged: then nothing is known to be ours
             return set()
 
-    def _only_named(self, k: int, *, but: Collection[Path] = ()) -> set[Path]:
-        """Of those, leaving some out, the PNGs that no other batch names."""
-        named = self._named(k).difference(but)
-        if named:  # seldom, so that the others are seldom read
-            numbers = [self.names.fullmatch(path.name) for path in self.records.iterdir()]
-            others = {int(found[1]) for found in numbers if found} - {k}
-            named = named.difference(*map(self._named, others))
+    def _only_named(self, k: int) -> set[Path]:
+        """Of those the PNGs that no other batch names."""
+        named = self._named(k)
+        for path in self.records.iterdir() if named else ():
+            found = self.names.fullmatch(path.name)
+            if found and int(found[1]) != k:
+                named -= self._named(int(found[1]))
         return named
 
     def _name(self, picture: Picture) -> str:

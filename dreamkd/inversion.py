@@ -159,6 +159,7 @@ def _lead(
                 on_event(Note("it is finished: nothing is left to make"))
             else:
                 run.begin()
+                bank.tidy()
                 group.broadcast(assignment)
                 with group.together():
                     _make(assignment, worker, bank, partners)

@@ -140,7 +140,12 @@ def starting_student(
             seed=config.seed,
         )
         named = replace(student.card, data_free=True)  # until it learns from something real
-    seen = replace(named, interpolation=card.interpolation, crop_pct=card.crop_pct)
+    seen = replace(
+        named,
+        interpolation=card.interpolation,
+        crop_pct=card.crop_pct,
+        crop_mode=card.crop_mode,
+    )
     student = replace(student, card=seen)
     if not any(parameter.requires_grad for parameter in student.module.parameters()):
         raise ModelError(

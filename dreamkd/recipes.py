@@ -71,6 +71,7 @@ def adaptive(job: Job) -> Examples:
         missing = set()
         if not all(held):
             job.run.begin()
+            bank.tidy()
             missing = {*chain.begin(job.synthesiser, held)}
         if any(
             timetable.competes(k, config) and job.training.step > timetable.begins(k, config)
@@ -106,13 +107,14 @@ def on_noise(job: Job, before: Examples) -> Examples:
     """
     card, generator = job.teacher.card, generator_for(job.config.seed, "noise")
     images = before.images
+    job.resume()
     for part in torch.split(images, _NOISE):
+        job.stop_if_asked()
         noise = Pixels(card.input_size, mean=card.mean, std=card.std, clip=True)
         noise.begin(len(part), generator)
         part.copy_(to_uint8(noise.inputs().detach().contiguous(), mean=card.mean, std=card.std))
     labels = label_range(range(card.num_classes), 0, len(images), seed=job.config.seed)
     examples = Examples(images, labels)
-    job.resume()
     job.train(examples, until=int(job.config.steps))
     return examples
 

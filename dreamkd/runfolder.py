@@ -190,32 +190,30 @@ def default_folder(command: str, model: str, identity: Mapping[str, Any]) -> Pat
     """
     stem = Path(model).stem if is_path(model) else model
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)[:_STEM]
-    wanted, number = as_json(identity), 1
+    wanted, number, free = as_json(identity), 1, None
     while exists(folder := Path("runs") / f"{command}-{stem}-{number}", option="--out"):
-        if _is_abandoned(folder):
-            return folder
         resolved = read_json(folder / RESOLVED)
         same = resolved is not None and wanted.items() <= resolved.items()
         if same and not (folder / "result.json").exists():
             return folder
+        if free is None and _is_abandoned(folder):
+            free = folder
         number += 1
-    return folder
+    return free or folder
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether a folder holds nothing but the lock of a process that is gone."""
+    """Whether a folder holds nothing but the locks of processes that are gone."""
     try:
         names = {path.name for path in folder.iterdir() if not path.match(".*.part")}
         if names - {LOCK, _HELPERS}:
             return False
-        handle = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:
-        return False  # no folder, or nothing of ours
-    try:
-        lock(handle, folder)
-    except RunError:
+        for name in names:
+            handle = os.open(folder / name, os.O_RDWR)
+            try:
+                lock(handle, folder)
+            finally:
+                os.close(handle)
+    except (OSError, RunError):
         return False
-    else:
-        return True
-    finally:
-        os.close(handle)
+    return True

@@ -195,7 +195,9 @@ class Run:
         log = Log(self.folder)
 
         def listen(event: Event) -> None:
-            log(event, wait=self.resolved is None)
+            # Who helps the leader may have joined before it was a run.
+            is_run = self.resolved is not None or (self.folder / RESOLVED).exists()
+            log(event, wait=not is_run)
             on_event(event)
 
         return listen

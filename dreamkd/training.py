@@ -18,7 +18,7 @@ from torch import Tensor
 from dreamkd import losses
 from dreamkd.batchnorm import recalibrate, running_statistics
 from dreamkd.config import DistillConfig
-from dreamkd.copying import copied
+from dreamkd.copying import copied, give
 from dreamkd.distributed import ALONE, Workers
 from dreamkd.engine import (
     LOOK,
@@ -171,17 +171,16 @@ class Training:
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
-        self._module.load_state_dict(under("student.", tensors))
+        give(self._module, under("student.", tensors))
         if self._average is not None:
-            self._average.module.load_state_dict(under("average.", tensors))
+            give(self._average.module, under("average.", tensors))
         restore_moments(self._optimizer, self._module, tensors)
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
 
     def restart(self) -> None:
         """Back to step 0: the weights that the student came with, no moments."""
-        self._module.load_state_dict(self._start)
-        if self._average is not None:
-            self._average.module.load_state_dict(self._start)
+        for each in (self._module, *([self._average.module] if self._average else [])):
+            give(each, self._start)
         self._optimizer.state.clear()
         self.step, self.seconds = 0, 0.0
 

@@ -68,6 +68,11 @@ CONTENTS = {
     ),
     "model_state_dict": ({"model_state_dict": weights(), "loss": 0.3}, "model_state_dict", ""),
     "net": ({"net": weights(), "acc": 93.0}, "net", ""),
+    "settings of the model": (
+        {"model": {"name": "resnet18", "classes": 10}, "model_state_dict": weights()},
+        "model_state_dict",
+        "",
+    ),
     "parallel net": ({"net": {f"module.{k}": v for k, v in weights().items()}}, "net", ""),
     "average alone": ({"state_dict": {}, "state_dict_ema": weights()}, "state_dict_ema", ""),
     "average of yolo": ({"model": {"fc.bias": torch.ones(2)}, "ema": weights()}, "ema", ""),
@@ -297,6 +302,7 @@ def test_a_class_that_is_not_here_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     ("name", "advice"),
     [
         ("timm/resnet50.a1_in1k", "is written timm:resnet50.a1_in1k"),
+        ("hf_hub:timm/resnet50.a1_in1k", "is written timm:resnet50.a1_in1k"),
         ("hf-hub:me/net", "download its model.safetensors"),
     ],
 )

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamkd import identity
+from dreamkd import files, identity
 from dreamkd.config import InvertConfig
 from dreamkd.errors import RunError
 from dreamkd.events import Event, Hint, Note, Progress
 from dreamkd.runfolder import default_folder, open_run
+from dreamkd.runs import Run
 
 RESOLVED = {
     "requested": {"model": "net", "threads": "auto", "seed": 0},
@@ -295,6 +297,17 @@ def test_what_was_said_before_a_folder_was_a_run_is_kept_with_what_follows(tmp_p
     assert [json.loads(line)["text"] for line in lines] == ["planned", "begun", "done"]
 
 
+def test_who_helps_is_heard_once_the_leader_made_it_a_run(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run") as leader:
+        helper = Run(leader.folder)  # joins before
+        listen = helper.listener(lambda _: None)
+        listen(Hint("early"))
+        leader.settle({"requested": {}, "config": {}})
+        listen(Hint("late"))
+    lines = (leader.folder / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["early", "late"]
+
+
 def test_default_folders_count_up_and_find_the_unfinished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +340,18 @@ def test_a_default_folder_that_was_left_before_it_was_a_run_is_taken(
     for name in (".lock", ".workers", ".resolved.json.1.part"):
         (first / name).touch()
     assert default_folder("invert", "t.pt", {}) == first
+    with open_run(Path("runs/invert-t-2")) as run:  # unfinished: it goes on, wherever it lies
+        run.settle({"requested": {}, "config": {}})
+    assert default_folder("invert", "t.pt", {}) == run.folder
+    run.finish({})
+    with open(first / ".workers", "r+b") as helper:
+        files.lock(helper.fileno(), first, shared=True)  # it has lost its leader, and hangs
+        assert default_folder("invert", "t.pt", {}) == Path("runs/invert-t-3")
+    assert default_folder("invert", "t.pt", {}) == first
+    for path in first.iterdir():
+        path.unlink()
+    assert default_folder("invert", "t.pt", {}) == first
+    shutil.rmtree(run.folder)
     (first / "notes.txt").touch()
     assert default_folder("invert", "t.pt", {}) == Path("runs/invert-t-2")
 

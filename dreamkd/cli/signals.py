@@ -33,6 +33,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._polled = False
+        self._heard: tuple[signal.Signals, ...] = ()
         self._owner = os.getpid()
 
     def __call__(self) -> bool:
@@ -56,6 +57,7 @@ class StopRequest:
             return
         before = {number: signal.getsignal(number) for number in _AFTERWARDS}
         heard = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
+        self._heard = tuple(heard)
         for number in heard:
             signal.signal(number, self._receive)
         try:
@@ -78,8 +80,9 @@ class StopRequest:
         insists = self._signal is not None or not self._polled
         self._signal = self._signal or number
         if insists:
-            for each in _AFTERWARDS:
-                signal.signal(each, signal.SIG_DFL)  # a third one needs no cooperation
+            for each in self._heard:  # a third one needs no cooperation
+                lost = each == signal.SIGHUP
+                signal.signal(each, signal.SIG_IGN if lost else signal.SIG_DFL)
             raise KeyboardInterrupt
         # Not print(): the signal may have interrupted a write to the same buffered stream.
         with suppress(AttributeError, OSError, ValueError):

@@ -193,7 +193,8 @@ def _model(card: Card) -> dict[str, str]:
         "weights": card.weights + (", made without real images" if card.data_free else ""),
         "parameters": f"{card.parameters:,}",
         "classes": f"{card.num_classes:,}",
-        "input": f"{_size(card.input_size)}, {card.interpolation}, crop {card.crop_pct:g}",
+        "input": f"{_size(card.input_size)}, {card.interpolation}, crop {card.crop_pct:g}"
+        + (f", {card.crop_mode}" if card.crop_mode != "center" else ""),
         "mean": _value(card.mean),
         "std": _value(card.std),
     }

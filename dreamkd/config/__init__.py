@@ -1,19 +1,13 @@
 """Every setting of every command: frozen dataclasses whose fields document themselves.
 
 `options` holds the mechanism (fields with help, range and symbol; parsing; merging), `files` reads
-those that are kept in one, `commands`,
+those that are kept in one, `commands`, `assessment`,
 `shared`, `images` and `student` the settings, `presets` what `auto` means. The command line and
 docs/cli.md are generated from them.
 """
 
-from dreamkd.config.commands import (
-    COMMANDS,
-    INTERPOLATIONS,
-    DistillConfig,
-    EvalConfig,
-    InspectConfig,
-    InvertConfig,
-)
+from dreamkd.config.assessment import CROP_MODES, INTERPOLATIONS, EvalConfig, InspectConfig
+from dreamkd.config.commands import COMMANDS, DistillConfig, InvertConfig
 from dreamkd.config.files import read_file
 from dreamkd.config.images import BY_PRESET, CompetitionConfig, ImageConfig
 from dreamkd.config.options import Option, OptionField, merge, option, options
@@ -23,6 +17,7 @@ from dreamkd.config.shared import LimitConfig, ModelConfig, OutputConfig, Runtim
 __all__ = [
     "BY_PRESET",
     "COMMANDS",
+    "CROP_MODES",
     "INTERPOLATIONS",
     "OTHER_IMAGES",
     "PRESETS",

@@ -9,7 +9,7 @@ from typing import Any
 from dreamkd.config.options import option
 from dreamkd.errors import ConfigError
 
-MODEL, RUN = "Model", "Run"
+MODEL, DATA, RUN = "Model", "Data", "Run"
 
 
 @dataclass(frozen=True, kw_only=True)

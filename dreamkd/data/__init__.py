@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,16 @@ class ImageSet:
             pairs = zip(theirs[:2], card.class_names, strict=False)
             such = ", ".join(f"{name!r} is {known!r}" for name, known in pairs)
             on_event(Hint(f"{self.source}: no name is the network's; by their order {such}, …"))
+        elif theirs and card.architecture.startswith("timm:") and not card.class_names:
+            one, other = _timms_first(theirs)
+            if one:
+                on_event(
+                    Hint(
+                        f"{self.source}: classes are numbered by code points, so that {other!r} "
+                        f"comes before {one!r}; timm's training has it the other way round: "
+                        "--class-names FILE gives the network's order"
+                    )
+                )
         return self
 
     def __len__(self) -> int:
@@ -102,6 +112,22 @@ class ImageSet:
             return preprocess(picture, self.preprocessing), number
         except (DataError, OSError, ValueError) as error:
             raise DataError(f"{self.pictures.name(index)}: {error}") from error
+
+
+def _timms_first(names: Sequence[str]) -> tuple[str, str]:
+    """The first of folders that timm numbers in another order, and who is there here; else none.
+
+    It sorts numbers by their value and letters without their case.
+    """
+
+    def key(name: str) -> list[Any]:
+        parts = re.split(r"(\d+)", name.lower())
+        return [int(part) if k % 2 else part for k, part in enumerate(parts)]
+
+    if list(names) != sorted(names):
+        return "", ""  # not numbered by their order
+    pairs = zip(sorted(names, key=key), names, strict=True)
+    return next(((one, other) for one, other in pairs if one != other), ("", ""))
 
 
 def _numbers(pictures: Pictures, card: Card) -> tuple[int, ...]:

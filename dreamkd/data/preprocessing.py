@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dreamkd.config import INTERPOLATIONS
+from dreamkd.config import CROP_MODES, INTERPOLATIONS
 from dreamkd.errors import ConfigError, DataError, nearest, said
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Preprocessing:
     input_size: tuple[int, int, int]  # (C, H, W), C = 1 for grey
     interpolation: str = "bicubic"
     crop_pct: float = 1.0  # the crop's share of the resized short side, in (0, 1]
+    crop_mode: str = "center"  # "squash": both sides are resized, whatever the picture's shape
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -46,6 +47,8 @@ class Preprocessing:
             )
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct is in (0, 1], not {self.crop_pct}")
+        if self.crop_mode not in CROP_MODES:
+            raise ConfigError(f"crop_mode '{self.crop_mode}' is none of {', '.join(CROP_MODES)}")
         if self.input_size[0] not in (1, 3) or min(self.input_size) < 1:
             raise ConfigError(f"pictures are 1 or 3 channels, not an input of {self.input_size}")
 
@@ -53,12 +56,15 @@ class Preprocessing:
     def of(cls, card: Card) -> Preprocessing:
         """What the card of a network asks for."""
         return cls(
-            input_size=card.input_size, interpolation=card.interpolation, crop_pct=card.crop_pct
+            input_size=card.input_size,
+            interpolation=card.interpolation,
+            crop_pct=card.crop_pct,
+            crop_mode=card.crop_mode,
         )
 
 
 def preprocess(picture: Image.Image, how: Preprocessing) -> Tensor:
-    """Resize the short side to floor(size / crop_pct), crop the centre: uint8 (C, H, W).
+    """Resize the short side, or both, to floor(size / crop_pct), crop the centre: uint8 (C, H, W).
 
     Equal to timm's and torchvision's transforms on Pillow pictures, to the bit, padding of too
     small ones with black included.
@@ -135,6 +141,8 @@ def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
     """(width, height) after resizing: torchvision's rule, and timm's for inputs not square."""
     width, height = size
     target_height, target_width = (math.floor(side / how.crop_pct) for side in how.input_size[1:])
+    if how.crop_mode == "squash":
+        return target_width, target_height
     if target_height == target_width:
         short, long = target_height, int(target_height * max(size) / min(size))
         return (short, long) if width <= height else (long, short)

@@ -28,6 +28,9 @@ class Defaults:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = "center"
+    advice: str = ""  # what else is to be known of the weights, for a person
+    of_files: str = ""  # what is taken for granted of weights in a file, for a person
     class_names: tuple[str, ...] = ()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dreamkd.config import INTERPOLATIONS
+from dreamkd.config import CROP_MODES, INTERPOLATIONS
 from dreamkd.errors import ModelError, nearest
 
 #: Why a network without `Card.has_choice` can be neither inverted nor learned from.
@@ -29,6 +29,7 @@ class Card:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float  # side of the centre crop over the short side of the resized picture
+    crop_mode: str = "center"  # of pictures of another shape, or "squash"
     parameters: int
     pretrained: bool  # the weights were learned from something; False for random ones
     data_free: bool = False  # no real image was used to make these weights
@@ -54,6 +55,7 @@ class Card:
         hint = nearest(self.interpolation, INTERPOLATIONS)
         _require(self, "interpolation", known, f"one of {', '.join(INTERPOLATIONS)}{hint}")
         _require(self, "crop_pct", 0 < self.crop_pct <= 1, "within (0, 1]")
+        _require(self, "crop_mode", self.crop_mode in CROP_MODES, f"one of {', '.join(CROP_MODES)}")
         named = len(self.class_names) in (0, self.num_classes)
         _require(self, "class_names", named, f"{self.num_classes} names, or none")
 
@@ -68,9 +70,14 @@ class Card:
         return self.num_classes > 1
 
     def facts(self) -> dict[str, Any]:
-        """All but where it came from, which differs from machine to machine."""
+        """All but where it came from, which differs from machine to machine.
+
+        A way of cropping that is everybody's is left out: runs began before there was another.
+        """
         facts = asdict(self)
         del facts["source"], facts["weights"]
+        if self.crop_mode == "center":
+            del facts["crop_mode"]
         return facts
 
     def other_classes(self, whose: str, *, count: int, names: Sequence[str], role: str = "") -> str:
@@ -138,6 +145,7 @@ def to_metadata(card: Card) -> dict[str, str]:
         "std": json.dumps(card.std),
         "interpolation": card.interpolation,
         "crop_pct": repr(card.crop_pct),
+        **({"crop_mode": card.crop_mode} if card.crop_mode != "center" else {}),
         "data_free": json.dumps(card.data_free),
     }
 
@@ -195,5 +203,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "std": _numbers,
     "interpolation": str,
     "crop_pct": float,
+    "crop_mode": str,
     "data_free": _truth,
 }

@@ -40,6 +40,7 @@ class Classifier:
         class_names: Sequence[str] | None = None,
         interpolation: str = "bicubic",
         crop_pct: float = 1.0,
+        crop_mode: str = "center",
     ) -> Self:
         """Any trained network of one's own, which takes its place wherever a name would.
 
@@ -51,8 +52,9 @@ class Classifier:
             mean: per channel, of images in [0, 1]; a number for a single one.
             std: per channel.
             class_names: in the order of the logits, or none.
-            interpolation: of the resize of pictures, one of `config.commands.INTERPOLATIONS`.
+            interpolation: of the resize of pictures, one of `config.INTERPOLATIONS`.
             crop_pct: side of the centre crop over the resized short side, in (0, 1].
+            crop_mode: of pictures of another shape, one of `config.CROP_MODES`.
 
         Raises:
             ConfigError: a field is not of its kind, or not one for each channel or class.
@@ -70,6 +72,7 @@ class Classifier:
             class_names=None if class_names is None or not len(class_names) else class_names,
             interpolation=interpolation,
             crop_pct=crop_pct,
+            crop_mode=crop_mode,
         )
         if len(stated["input_size"]) == 3:
             channels = stated["input_size"][0]

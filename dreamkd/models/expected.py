@@ -36,6 +36,7 @@ def card_of(
         "std": _for_channels(defaults.std, channels),
         "interpolation": defaults.interpolation,
         "crop_pct": defaults.crop_pct,
+        "crop_mode": defaults.crop_mode,
         **fields,
     }
     return Card(

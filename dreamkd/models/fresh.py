@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dreamkd.copying import give
 from dreamkd.models import zoo
 from dreamkd.models.card import Card
 from dreamkd.models.classifier import Classifier, parameters
@@ -59,7 +60,7 @@ def with_new_head(
     )
     fresh, state = module.state_dict(), classifier.module.state_dict()
     alike = {name: tensor for name, tensor in state.items() if tensor.shape == fresh[name].shape}
-    module.load_state_dict({**fresh, **alike})
+    give(module, {**fresh, **alike})
     return Classifier(
         module,
         replace(

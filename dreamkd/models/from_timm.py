@@ -9,13 +9,15 @@ import timm
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from dreamkd.errors import ModelError, nearest
+from dreamkd.config import CROP_MODES
+from dreamkd.errors import ModelError, nearest, said
 from dreamkd.events import OnEvent
 from dreamkd.models import (
     downloads,
     registration,  # noqa: F401  (our networks' names are timm's)
 )
 from dreamkd.models.building import Defaults
+from dreamkd.models.card import extents
 
 _data_config: Any = resolve_data_config  # untyped in timm
 
@@ -44,6 +46,8 @@ def defaults(name: str, tag: str = "") -> Defaults:
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
         crop_pct=float(data["crop_pct"]),
+        crop_mode=data["crop_mode"] if data["crop_mode"] in CROP_MODES else CROP_MODES[0],
+        advice=_published(cfg, data),
         class_names=_imagenet(num_classes, str(cfg.get("tag") or "")),
     )
 
@@ -73,7 +77,7 @@ def build_pretrained(
         ModelError: timm has no weights for it, no network, or a damaged file in the cache.
     """
     cfg = _cfg(name, tag)
-    where = f"timm:{name}"
+    where = f"timm:{name}{tag and '.'}{tag}"
     if not _has_weights(cfg):
         raise ModelError(
             f"{where} has no pretrained weights in timm; pass a checkpoint FILE "
@@ -92,8 +96,14 @@ def build_pretrained(
             pretrained_cfg_overlay={"file": str(path)},
             **_arguments(name, input_size),
         )
+    except MemoryError:
+        raise
     except Exception as error:  # a foreign file fails in whatever way timm's loader stumbles
-        raise ModelError(f"{where}: {path} cannot be loaded; delete it: {error}") from error
+        usual = tuple(_data_config(pretrained_cfg=cfg)["input_size"])
+        advice = "delete it"
+        if input_size != usual:
+            advice = f"leave --input-size out, if it does not fit any but {extents(usual[1:])}"
+        raise ModelError(f"{where}: {path} cannot be loaded; {advice}: {said(error)}") from error
     return module
 
 
@@ -123,6 +133,20 @@ def _cfg(name: str, tag: str) -> dict[str, Any]:
 
 def _has_weights(cfg: dict[str, Any]) -> bool:
     return any(cfg.get(key) for key in ("url", "hf_hub_id", "file"))
+
+
+def _published(cfg: dict[str, Any], data: dict[str, Any]) -> str:
+    """How the published figures of the weights are taken, where other than they were trained."""
+    tested, flags = _data_config(pretrained_cfg=cfg, use_test_size=True), []
+    size, crop, mode = tested["input_size"], tested["crop_pct"], tested["crop_mode"]
+    if size != data["input_size"]:
+        sides = size[2:] if size[1] == size[2] else size
+        flags.append(f"--input-size {','.join(map(str, sides))}")
+    if crop != data["crop_pct"]:
+        flags.append(f"--crop-pct {crop:g}")
+    if mode not in CROP_MODES:
+        flags.append(f"crops of the kind {mode!r}, which are none of ours")
+    return f"its published figures are taken with {' '.join(flags)}" if flags else ""
 
 
 def _imagenet(num_classes: int, tag: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Detection, segmentation, video and quantised networks live in submodules and are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
 from dreamkd.models import downloads
 from dreamkd.models.building import AUXILIARY, Defaults
+from dreamkd.models.oldnames import current
 
 models: Any = torchvision.models  # its public functions are re-exported without types
 
@@ -40,6 +42,7 @@ def defaults(name: str, tag: str = "") -> Defaults:
         interpolation=preset.interpolation.value,
         crop_pct=side / resized,
         class_names=tuple(weights.meta["categories"]),
+        of_files=_rescaling(preset.mean, preset.std) if name in _ARGUMENTS else "",
     )
 
 
@@ -67,10 +70,25 @@ def pretrained(name: str, tag: str, *, on_event: OnEvent) -> dict[str, Tensor]:
     Raises:
         ModelError: no such weights, no network, or a damaged file in the cache.
     """
-    url = _weights(name, tag).url
-    path = downloads.from_url(url, f"torchvision:{name}", on_event=on_event)
-    state = checkpoint.read(path).state
+    weights = _weights(name, tag)
+    wanted_by = f"torchvision:{name}.{weights.name}"
+    path = downloads.from_url(weights.url, wanted_by, on_event=on_event)
+    state = current(checkpoint.read(path).state)
     return {k: v for k, v in state.items() if not k.startswith(AUXILIARY)}
+
+
+def _rescaling(mean: Sequence[float], std: Sequence[float]) -> str:
+    """That a network brings inputs of this mean and std to 0.5 and 0.5, and how it would not.
+
+    mean' = mean + std (mean - 0.5) / 0.5,   std' = std^2 / 0.5
+    """
+    pairs = [*zip(mean, std, strict=True)]
+    means = ",".join(f"{m + s * (m - 0.5) / 0.5:.5g}" for m, s in pairs)
+    stds = ",".join(f"{s * s / 0.5:.5g}" for _, s in pairs)
+    return (
+        "taken to rescale its inputs as the published weights do (transform_input); if it was "
+        f"trained without, pass --mean {means} --std {stds}"
+    )
 
 
 def _weights(name: str, tag: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dreamkd.config import EvalConfig, options
@@ -25,6 +26,15 @@ def checked(**stated: Any) -> dict[str, Any]:
         given[name] = _names(plain) if name == "class_names" else parsed(name, plain)
     if "input_size" in given:
         given["input_size"] = _size(given["input_size"])
+    return given
+
+
+def legal(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What is legal of what others stated, as of `checked`; the rest was not said."""
+    given: dict[str, Any] = {}
+    for name, value in stated.items():
+        with suppress(ConfigError):
+            given |= checked(**{name: value})
     return given
 
 

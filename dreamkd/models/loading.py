@@ -19,7 +19,8 @@ from dreamkd.models import recognition, zoo
 from dreamkd.models.card import extents, from_metadata, to_metadata
 from dreamkd.models.classifier import OWN, Classifier
 from dreamkd.models.expected import card_of, channels_of, completed, sized
-from dreamkd.models.given import checked, parsed, require_device, require_each
+from dreamkd.models.given import checked, legal, parsed, require_device, require_each
+from dreamkd.models.oldnames import current
 from dreamkd.models.wrapping import AVERAGE, Network, unwrapped
 from dreamkd.models.zoo import Architecture
 
@@ -36,6 +37,7 @@ def load(
     class_names: tuple[str, ...] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     trust_pickle: bool = False,
     device: str = "cpu",
     on_event: OnEvent = ignore,
@@ -55,8 +57,9 @@ def load(
         mean: per channel, of images in [0, 1].
         std: per channel.
         class_names: in the order of the logits.
-        interpolation: of the resize of pictures, one of `config.commands.INTERPOLATIONS`.
+        interpolation: of the resize of pictures, one of `config.INTERPOLATIONS`.
         crop_pct: side of the centre crop over the resized short side, in (0, 1].
+        crop_mode: of pictures of another shape, one of `config.CROP_MODES`.
         trust_pickle: let a file run code while it is read.
         device: "meta" for shapes without weights, which needs `pretrained=False`; else the CPU.
         on_event: told of a download.
@@ -73,6 +76,7 @@ def load(
         class_names=class_names,
         interpolation=interpolation,
         crop_pct=crop_pct,
+        crop_mode=crop_mode,
     )
     device = require_device(device, pretrained=pretrained)
     name: str = parsed("model", spec)
@@ -138,6 +142,7 @@ def _from_library(
     other = Architecture("timm", architecture.name)
     if spec == architecture.name and architecture.library == "torchvision" and other.exists():
         source += f" (also in timm: write {other})"
+    source += f"; {defaults.advice}" if defaults.advice else ""
     given = {**given, "input_size": input_size}
     card = card_of(architecture, module, defaults, given, weights=defaults.tag, source=source)
     return Classifier(module, card)
@@ -170,7 +175,9 @@ def _from_file(
     device: str,
 ) -> Classifier:
     found = checkpoint.read(path, trust_pickle=trust_pickle)
-    stated = from_metadata(found.metadata, path.name)
+    found = replace(found, state=current(found.state))
+    trained = legal(found.expectations)
+    stated = {**trained, **from_metadata(found.metadata, path.name)}
     everything = recognition.essential(found.state)
     architecture, how, network = _identified(
         found, path, arch=arch, input_size=given.get("input_size") or stated.get("input_size")
@@ -183,8 +190,13 @@ def _from_file(
     fields = {**stated, **given}
     num_classes, channels = _counts(path, architecture, state, given, stated, pretrained=pretrained)
     require_each(given, num_classes=num_classes, channels=channels)
+    if trained:
+        words = ", ".join(name.replace("_", " ") for name in trained)
+        source += f"; {words} as the options of its training say"
     fields, sources = completed(fields, everything, network.place, channels=channels)
     source += sources
+    if defaults.of_files and "architecture" not in found.metadata:
+        source += f"; {defaults.of_files}"
     size = (channels, *sized(fields, defaults)[1:])
     fields |= {"num_classes": num_classes, "input_size": size}
     if not pretrained:

@@ -54,7 +54,7 @@ def recognise(
 
     Args:
         where: the file, for error messages.
-        hint: the name that a training checkpoint gives.
+        hint: the name that a training checkpoint gives, perhaps with its library.
         input_size: (C, H, W) or (H, W) where it is known; networks with positions follow it.
 
     Raises:
@@ -76,9 +76,13 @@ def recognise(
             f"({', '.join(sorted(state)[:3])}, …){nearly}",
             f"pass --arch NAME{' and --input-size' if proposed else ''}",
         )
-    named = [found for found in fitting if found.name == hint.partition(".")[0]]
+    library, _, name = hint.rpartition(":")
+    named = [found for found in fitting if found.name == name.partition(".")[0]]
+    if library:
+        named = [found for found in named if found.library == library]
     if named:
-        return named[0], "named by its training checkpoint, which its names and shapes confirm"
+        how = "named by its training checkpoint, which its names and shapes confirm"
+        return named[0], how + _unless(named[1:])
     chosen, *others = fitting
     if others and chosen.library != "torchvision":
         raise UnrecognisedError(
@@ -86,8 +90,7 @@ def recognise(
             "different things",
             "choose with --arch NAME",
         )
-    also = f"; if it is {_listed(others, 'or')}, pass --arch" if others else ""
-    return chosen, f"recognised from its names and shapes{also}"
+    return chosen, f"recognised from its names and shapes{_unless(others)}"
 
 
 def known(state: Mapping[str, Tensor], input_size: tuple[int, ...] | None = None) -> bool:
@@ -105,6 +108,10 @@ def _fitting(
         for found in proposed or _unindexed()
         if sizes(found, state, input_size=input_size) is not None
     ]
+
+
+def _unless(others: list[Architecture]) -> str:
+    return f"; if it is {_listed(others, 'or')}, pass --arch" if others else ""
 
 
 def _listed(architectures: list[Architecture], word: str = "and") -> str:

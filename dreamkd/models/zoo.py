@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dreamkd.copying import give
 from dreamkd.errors import ModelError, nearest
 from dreamkd.events import OnEvent
 from dreamkd.models import from_cifar
@@ -138,7 +139,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
         advice = "; save the state_dict(), which holds more than the parameters"
     if problems:
         raise ModelError(f"{where}: the weights do not fit: {'; '.join(problems)}{advice}")
-    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    give(module, {k: v for k, v in state.items() if k in own}, strict=False)
 
 
 def resolve(text: str) -> Architecture:

@@ -131,6 +131,20 @@ def test_a_lost_terminal_insists_on_nothing(
     assert capfd.readouterr().err.splitlines()[-1] == "dreamkd: stopped: the same command goes on"
 
 
+def test_a_lost_terminal_leaves_an_end_its_time() -> None:
+    """Before anyone has polled, the first SIGHUP ends the work, and others come meanwhile."""
+    done = process(
+        "from dreamkd.cli import commands\n"
+        "def work(*_, **__):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP); print('tidy', flush=True)\n"
+        "commands.RUN['inspect'] = work"
+    )
+    assert (*done.communicate(timeout=60), done.returncode) == ("tidy\n", "dreamkd: hung up\n", 129)
+
+
 def test_work_that_finishes_in_spite_of_a_request_is_done(
     inspect_does: Callable[[Any], None],
 ) -> None:

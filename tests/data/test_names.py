@@ -1,6 +1,7 @@
 """Names of classes: which of a network's classes a folder stands for."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -27,12 +28,12 @@ class Blank(Pictures):
         return Image.new("L", (4, 4)), index
 
 
-def labelled(folders, network, on_event=ignore) -> ImageSet:
+def labelled(folders, network, on_event=ignore, **changes) -> ImageSet:
     card = Card(
         source="by hand",
         weights="none",
         architecture="net",
-        num_classes=len(network),
+        num_classes=len(network or folders),
         input_size=(1, 4, 4),
         mean=(0.0,),
         std=(1.0,),
@@ -42,6 +43,7 @@ def labelled(folders, network, on_event=ignore) -> ImageSet:
         pretrained=False,
         class_names=tuple(network),
     )
+    card = replace(card, **changes)
     return ImageSet(Blank(folders), GREY).labelled_by(card, on_event=on_event)
 
 
@@ -58,6 +60,27 @@ def test_an_order_that_no_name_confirms_is_told() -> None:
     assert line == f"blank: no name is the network's; by their order {order}"
     assert told(["cat", "dog"], ["dog", "cat"]) == []
     assert told(["chat"], ["cat", "dog"]) == []  # refused afterwards
+
+
+@pytest.mark.parametrize(
+    ("folders", "line"),
+    [
+        (["c1", "c10", "c2"], "so that 'c10' comes before 'c2'; timm's training"),
+        (
+            ["Bengal", "Siamese", "basset"],
+            "so that 'Bengal' comes before 'basset'; timm's",
+        ),
+        (["1a", "a1", "b"], ""),
+        (["b", "a"], ""),  # of a data set that numbers them itself
+    ],
+)
+def test_folders_that_timm_would_number_otherwise_are_told(folders, line) -> None:
+    heard = []
+    labelled(folders, [], heard.append, architecture="timm:net")
+    assert [line in event.text for event in heard] == [True] * bool(line)
+    labelled(folders, [], heard.append)  # torchvision's
+    labelled(folders, folders, heard.append, architecture="timm:net")
+    assert len(heard) == bool(line)
 
 
 def numbers(folders, network) -> list[int]:

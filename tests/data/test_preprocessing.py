@@ -12,8 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from dreamkd.config import EvalConfig, merge
-from dreamkd.config.commands import INTERPOLATIONS
+from dreamkd.config import CROP_MODES, INTERPOLATIONS, EvalConfig, merge
 from dreamkd.data import Preprocessing, open_images, preprocess
 from dreamkd.errors import ConfigError, DataError
 
@@ -34,14 +33,17 @@ def picture(width: int, height: int) -> Image.Image:
     | st.integers(1, 40).map(lambda s: (s, s)),
     crop_pct=st.sampled_from([0.5, 0.875, 0.9, 0.95, 0.965, 1.0]),
     interpolation=st.sampled_from(INTERPOLATIONS),
+    crop_mode=st.sampled_from(CROP_MODES),
 )
-def test_preprocessing_equals_timm(width, height, crop, crop_pct, interpolation):
+def test_preprocessing_equals_timm(width, height, crop, crop_pct, interpolation, crop_mode):
     image = picture(width, height)
     theirs = create_transform(
         (3, *crop), is_training=False, crop_pct=crop_pct, interpolation=interpolation,
-        normalize=False,
+        crop_mode=crop_mode, normalize=False,
     )  # fmt: skip
-    how = Preprocessing(input_size=(3, *crop), crop_pct=crop_pct, interpolation=interpolation)
+    how = Preprocessing(
+        input_size=(3, *crop), crop_pct=crop_pct, interpolation=interpolation, crop_mode=crop_mode
+    )
     assert torch.equal(preprocess(image, how), theirs(image))
 
 
@@ -83,6 +85,7 @@ def test_a_transparent_palette_gives_its_colours_without_a_warning():
     ("field", "says"),
     [
         ({"interpolation": "bicubik"}, r"did you mean 'bicubic'\?"),
+        ({"crop_mode": "fill"}, "crop_mode 'fill' is none of center, squash"),
         ({"crop_pct": 0.0}, r"crop_pct is in \(0, 1\], not 0.0"),
         ({"crop_pct": 87.5}, r"crop_pct is in \(0, 1\], not 87.5"),
         ({"input_size": (2, 8, 8)}, "1 or 3 channels"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -19,7 +21,7 @@ from torch import nn
 from dreamkd import models
 from dreamkd.errors import ConfigError, ModelError
 from dreamkd.events import Event, Note
-from dreamkd.models import Classifier, downloads
+from dreamkd.models import Classifier, downloads, from_timm, oldnames
 
 DATA = os.environ.get("DREAMKD_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="DREAMKD_DATA is not set")
@@ -193,6 +195,83 @@ def test_a_damaged_cache_is_one_line(offline: Path) -> None:
         models.load("shufflenet_v2_x0_5")
 
 
+def test_weights_that_do_not_follow_a_size_are_no_damage(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("size mismatch:\n\tbiases")
+
+    monkeypatch.setattr("dreamkd.models.from_timm.downloads.from_hub", lambda *_, **__: Path("w"))
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ModelError, match=r"loaded; leave --input-size out, .* any but 160x160"):
+        models.load("test_resnet", input_size=64)
+    with pytest.raises(ModelError, match="w cannot be loaded; delete it: size mismatch"):
+        models.load("test_resnet")
+
+
+def test_advice_names_the_weights_that_were_asked_for(offline: Path) -> None:
+    for name in ("timm:resnet50.a1_in1k", "torchvision:resnet50.IMAGENET1K_V2"):
+        with pytest.raises(ModelError, match=f"FILE --arch {name}"):
+            models.load(name)
+
+
+def test_a_network_that_asks_for_the_version_of_a_state_loads(tmp_path: Path) -> None:
+    module = torchvision.models.mnasnet0_5(num_classes=3).eval()
+    torch.save(dict(module.state_dict()), tmp_path / "t.pt")
+    found = models.load(tmp_path / "t.pt")
+    inputs = torch.rand(1, 3, 64, 64)
+    assert torch.equal(found.module(inputs), module(inputs))
+
+
+#: What published files say, as torchvision's own loading has it.
+OLD = {
+    "densenet121": lambda name: re.sub(r"(denselayer\d+\.(norm|conv))([12])\.", r"\1.\3.", name),
+    "vit_b_16": lambda name: name.replace(".mlp.0.", ".mlp.linear_1.").replace(
+        ".mlp.3.", ".mlp.linear_2."
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_published_files_have_the_names_of_their_time(name: str) -> None:
+    with torch.device("meta"):
+        state = torchvision.models.get_model(name).state_dict()
+    published = {OLD[name](key): value for key, value in state.items()}
+    assert published.keys() != state.keys()
+    assert oldnames.current(published).keys() == oldnames.current(state).keys() == state.keys()
+
+
+def test_a_densenet_of_its_time_loads(offline: Path) -> None:
+    module = torchvision.models.densenet121().eval()
+    state = {OLD["densenet121"](key): value for key, value in module.state_dict().items()}
+    folder = offline / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "densenet121-a639ec97.pth")
+    inputs = torch.rand(1, 3, 64, 64)
+    for spec in ("densenet121", folder / "densenet121-a639ec97.pth"):
+        assert torch.equal(models.load(spec).module(inputs), module(inputs))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_file_is_taken_to_rescale_as_published_ones_do(name: str, tmp_path: Path) -> None:
+    """And the advice for one that was trained without gives what it then computes."""
+    other = torchvision.models.get_model(
+        name, num_classes=4, aux_logits=False, init_weights=False, transform_input=False
+    ).eval()
+    torch.save(other.state_dict(), tmp_path / "t.pt")
+    found = models.load(tmp_path / "t.pt", input_size=96)
+    values = re.search(r"pass --mean ([\d.,]+) --std ([\d.,]+)", found.card.source)
+    assert values is not None
+    mean, std = (torch.tensor([*map(float, v.split(","))]).view(3, 1, 1) for v in values.groups())
+    pixels = torch.rand(2, 3, 96, 96)
+    usual = [torch.tensor(v).view(3, 1, 1) for v in (found.card.mean, found.card.std)]
+    wanted = other((pixels - usual[0]) / usual[1])
+    assert torch.allclose(found.module((pixels - mean) / std), wanted, atol=1e-3, rtol=1e-3)
+    assert "transform_input" not in models.load(name, pretrained=False).card.source
+    models.save(found, tmp_path / "ours.safetensors")
+    assert "transform_input" not in models.load(tmp_path / "ours.safetensors").card.source
+
+
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_networks_with_training_heads_give_logits_only(name: str) -> None:
     size = (3, 96, 96)
@@ -306,6 +385,42 @@ def test_training_checkpoints_of_a_resnet18_load_as_they_are(tmp_path: Path, kin
     assert not classifier.module.training
     inputs = torch.rand(2, 3, 64, 64)
     assert torch.equal(classifier.module(inputs), module.eval()(inputs))
+
+
+def test_what_timms_training_says_of_its_images_is_taken(tmp_path: Path) -> None:
+    module = timm.create_model("resnet18", num_classes=6)
+    options = {"model": "resnet18", "img_size": 64, "input_size": None, "crop_pct": 1.0}
+    options |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "random"}
+    content = {"arch": "resnet18", "state_dict": module.state_dict()}
+    torch.save(content | {"args": argparse.Namespace(**options)}, tmp_path / "t.pt")
+    card = models.load(tmp_path / "t.pt").card
+    assert card.architecture == "timm:resnet18"
+    assert (card.input_size, card.mean, card.std) == ((3, 64, 64), (0.5,) * 3, (0.25,) * 3)
+    assert (card.crop_pct, card.interpolation) == (1.0, "bicubic")  # "random" is no word of ours
+    assert "mean, std, crop pct, input size as the options of its training say" in card.source
+    assert models.load(tmp_path / "t.pt", mean=0.4).card.mean == (0.4,)
+    options |= {"mean": None, "std": None, "img_size": None, "crop_pct": None}
+    torch.save(content | {"args": argparse.Namespace(**options)}, tmp_path / "t.pt")
+    card = models.load(tmp_path / "t.pt").card
+    assert (card.crop_pct, card.mean[0]) == (0.95, 0.485)
+    assert "input size, mean, std as usual for it" in card.source
+
+
+def test_how_published_figures_are_taken_is_said() -> None:
+    card = from_timm.defaults("resnet50", "a1_in1k")
+    assert card.advice == "its published figures are taken with --input-size 288 --crop-pct 1"
+    assert not from_timm.defaults("test_resnet").advice
+    assert from_timm.defaults("tf_efficientnetv2_b3", "in21k_ft_in1k").crop_mode == "squash"
+
+
+def test_how_pictures_are_cropped_is_kept_in_a_file(tmp_path: Path) -> None:
+    for mode in ("center", "squash"):
+        made = student()
+        models.save(replace(made, card=replace(made.card, crop_mode=mode)), tmp_path / "t.st")
+        assert models.load(tmp_path / "t.st").card.crop_mode == mode
+    assert models.load(tmp_path / "t.st", crop_mode="center").card.crop_mode == "center"
+    # A run that began before there was a choice goes on.
+    assert "crop_mode" not in made.card.facts()
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
