@@ -62,6 +62,9 @@ def completed(
     held, unfit = normalisation.beside(state, place, channels=channels)
     taken = {name: entry for name, entry in held.items() if name not in fields}
     filled = {**fields, **{name: values for name, (_, values) in taken.items()}}
+    for name in ("mean", "std"):
+        if len(filled.get(name, ())) == 1:  # as timm takes one number
+            filled[name] *= channels
     said = ""
     if taken:
         entries = ", ".join(repr(entry) for entry, _ in taken.values())

@@ -398,12 +398,12 @@ def test_what_timms_training_says_of_its_images_is_taken(tmp_path: Path) -> None
     assert (card.input_size, card.mean, card.std) == ((3, 64, 64), (0.5,) * 3, (0.25,) * 3)
     assert (card.crop_pct, card.interpolation) == (1.0, "bicubic")  # "random" is no word of ours
     assert "mean, std, crop pct, input size as the options of its training say" in card.source
-    assert models.load(tmp_path / "t.pt", mean=0.4).card.mean == (0.4,)
-    options |= {"mean": None, "std": None, "img_size": None, "crop_pct": None}
+    assert models.load(tmp_path / "t.pt", mean=(0.1, 0.2, 0.3)).card.mean == (0.1, 0.2, 0.3)
+    options |= {"mean": None, "std": [0.2], "img_size": None, "crop_pct": None}
     torch.save(content | {"args": argparse.Namespace(**options)}, tmp_path / "t.pt")
     card = models.load(tmp_path / "t.pt").card
-    assert (card.crop_pct, card.mean[0]) == (0.95, 0.485)
-    assert "input size, mean, std as usual for it" in card.source
+    assert (card.crop_pct, card.mean[0], card.std) == (0.95, 0.485, (0.2, 0.2, 0.2))
+    assert "input size, mean as usual for it" in card.source
 
 
 def test_how_published_figures_are_taken_is_said() -> None:
