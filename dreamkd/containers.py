@@ -75,9 +75,11 @@ def expectations(content: Mapping[Any, Any]) -> dict[str, Any]:
     options = _training_options(content)
     if not _is_timms(options):
         return {}
-    said = {name: options.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
-    said["input_size"] = options.get("input_size") or options.get("img_size")
-    return {name: value for name, value in said.items() if value}
+    names = ("mean", "std", "crop_pct", "interpolation", "input_size", "img_size")
+    plain = {name: options.get(name) for name in names}
+    said = {k: v for k, v in plain.items() if isinstance(v, int | float | str | list | tuple) and v}
+    size = said.pop("img_size", None)
+    return said if size is None else {"input_size": size, **said}
 
 
 def _training_options(content: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -30,6 +30,16 @@ def test_an_average_is_taken_where_it_is_a_whole_network(kind: str) -> None:
     assert containers.container(content) == expected
 
 
+def test_what_training_says_is_plain_values() -> None:
+    options = {"model": "n", "crop_pct": torch.ones(2), "img_size": 64, "mean": (), "std": [0.5]}
+    assert containers.expectations({"args": options}) == {"input_size": 64, "std": [0.5]}
+    assert containers.expectations({"args": {**options, "input_size": [3, 32, 32]}}) == {
+        "input_size": [3, 32, 32],
+        "std": [0.5],
+    }
+    assert containers.expectations({"args": {"model": "n", "mean": [0.5]}}) == {}  # another's
+
+
 @pytest.mark.parametrize("name", ["ema", "model_ema.net", "ema_model", "net.swa", "avg_1"])
 def test_names_of_averages(name: str) -> None:
     assert containers.is_average(name)

@@ -397,7 +397,7 @@ def test_what_timms_training_says_of_its_images_is_taken(tmp_path: Path) -> None
     assert card.architecture == "timm:resnet18"
     assert (card.input_size, card.mean, card.std) == ((3, 64, 64), (0.5,) * 3, (0.25,) * 3)
     assert (card.crop_pct, card.interpolation) == (1.0, "bicubic")  # "random" is no word of ours
-    assert "mean, std, crop pct, input size as the options of its training say" in card.source
+    assert "input size, mean, std, crop pct as the options of its training say" in card.source
     assert models.load(tmp_path / "t.pt", mean=(0.1, 0.2, 0.3)).card.mean == (0.1, 0.2, 0.3)
     options |= {"mean": None, "std": [0.2], "img_size": None, "crop_pct": None}
     torch.save(content | {"args": argparse.Namespace(**options)}, tmp_path / "t.pt")
