@@ -85,6 +85,17 @@ def test_a_rival_without_weight_has_no_part(whole: Path, tmp_path: Path) -> None
         assert there == [sample.png for sample in shards.read(shard)]
 
 
+def test_what_an_unfinished_batch_left_is_gone_before_others_are_made(tmp_path: Path) -> None:
+    """Killed before the manifest line of its second batch, and continued with fewer images."""
+    folder = tmp_path / "run"
+    run(folder, format="folder")
+    lines = (folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_bytes(lines[0])
+    (folder / "result.json").unlink()
+    assert run(folder, format="folder", per_class=3).images == 30
+    assert len([*(folder / "images").glob("*/*.png")]) == len([*read_run(folder)]) == 30
+
+
 def test_a_stopped_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     folder, polls = tmp_path / "run", iter([False] * 3 + [True])
     with pytest.raises(Stopped):
